@@ -1,0 +1,1 @@
+"""One module a model, named after its Hugging Face `model_type`; each exports `ENTRY`."""

@@ -1,0 +1,46 @@
+"""GLM-5, 5.1 and 5.2. 5.2 shares top-k between layers (IndexShare) and between MTP steps.
+
+Indexer RoPE is interleaved, unlike DeepSeek's: https://github.com/huggingface/transformers/pull/46842
+"""
+
+from dataclasses import replace
+
+from dsa_registry.schema import Checkpoint, ModelEntry
+
+_GLM_5 = Checkpoint(
+    repositories=("zai-org/GLM-5", "zai-org/GLM-5.1"),
+    num_hidden_layers=78,
+    num_nextn_predict_layers=1,
+    hidden_size=6144,
+    num_attention_heads=64,
+    q_lora_rank=2048,
+    kv_lora_rank=512,
+    qk_nope_head_dim=192,
+    qk_rope_head_dim=64,
+    v_head_dim=256,
+    index_n_heads=32,
+    index_head_dim=128,
+    index_topk=2048,
+    rope_theta=1_000_000.0,
+    rope_scaling_factor=None,
+    max_position_embeddings=202_752,
+)
+# Indexers in layers 0, 1, 2, 6, 10, ..., 74: 21 of 78.
+_GLM_5_2 = replace(
+    _GLM_5,
+    repositories=("zai-org/GLM-5.2",),
+    rope_theta=8_000_000.0,
+    max_position_embeddings=1_048_576,
+    index_topk_freq=4,
+    index_skip_topk_offset=3,
+    index_share_for_mtp_iteration=True,
+)
+
+ENTRY = ModelEntry(
+    model_type="glm_moe_dsa",
+    architectures=("GlmMoeDsaForCausalLM",),
+    # vLLM's name for both models' MTP layers (config/speculative.py, hf_config_override).
+    mtp_architectures=("DeepseekV32MTPModel",),
+    indexer_rope_interleave=True,
+    checkpoints=(_GLM_5, _GLM_5_2),
+)
