@@ -1,0 +1,146 @@
+"""The shape of the tree: which package may import which, and what loading the plugin costs."""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE_ROOTS = (ROOT, ROOT / "kernels", ROOT / "model_registry")
+PACKAGES = ("dsa_plugin", "dsa_kernels", "dsa_registry")
+HOSTS = ("vllm", "sglang")
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name -> file of every module of the three packages."""
+    found = {}
+    for root in SOURCE_ROOTS:
+        for package in PACKAGES:
+            for path in (root / package).rglob("*.py"):
+                parts = path.relative_to(root).with_suffix("").parts
+                found[".".join(parts).removesuffix(".__init__")] = path
+    return found
+
+
+MODULES = modules()
+OPS = {path.parent.name for path in MODULES.values() if path.name == "api.py"}
+
+
+def imports(tree: ast.AST, module: str, *, is_package: bool) -> Iterator[str]:
+    """Dotted names that a module imports, anywhere in it; `from a import b` gives a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = module.split(".") + ["__init__"] * is_package
+            base = parts[: len(parts) - node.level] if node.level else []
+            origin = [*base, *(node.module.split(".") if node.module else [])]
+            yield from (".".join([*origin, alias.name]) for alias in node.names)
+
+
+def forbidden(module: str, imported: str) -> str | None:
+    """Why `module` may not import `imported`; None if it may."""
+    mine, theirs = module.split("."), imported.split(".")
+    if theirs[0] in sys.stdlib_module_names or theirs[0] == "__future__":
+        return None
+    allowed = {
+        "dsa_registry": {"dsa_registry"},
+        "dsa_kernels": {"dsa_kernels", "torch", "triton"},
+        "dsa_plugin": {"dsa_plugin", "dsa_kernels", "dsa_registry", "torch"},
+    }[mine[0]]
+    in_host = mine[:2] == ["dsa_plugin", "hosts"]
+    if in_host and len(mine) > 2:
+        allowed = allowed | {mine[2], "transformers"}
+    if theirs[0] not in allowed:
+        return f"only {', '.join(sorted(allowed))} and the standard library"
+    if theirs[:2] == ["dsa_plugin", "hosts"] and theirs[:3] != mine[:3]:
+        return "nothing imports a host but the host itself"
+    is_op = mine[0] == "dsa_kernels" and len(mine) > 1 and mine[1] in OPS
+    if is_op and theirs[0] == "dsa_kernels" and len(theirs) > 1 and theirs[1] in OPS - {mine[1]}:
+        return "an op folder never imports another op"
+    if mine[-1] == "kernel" and "reference" in theirs:
+        return "a kernel never leans on the reference it is checked against"
+    return None
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_go_one_way(module: str) -> None:
+    path = MODULES[module]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = [
+        f"{module} imports {imported}: {why}"
+        for imported in imports(tree, module, is_package=path.name == "__init__.py")
+        if (why := forbidden(module, imported))
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("dsa_registry.schema", "import torch"),
+        ("dsa_registry.schema", "import dsa_kernels"),
+        ("dsa_kernels.layout", "from dsa_registry import lookup"),
+        ("dsa_kernels.layout", "import dsa_plugin"),
+        ("dsa_plugin.attention", "import vllm"),
+        ("dsa_plugin.attention", "def f():\n  from vllm.config import VllmConfig"),
+        ("dsa_plugin.attention", "from .hosts import vllm"),
+        ("dsa_plugin.attention", "from dsa_plugin.hosts.vllm import register"),
+        ("dsa_plugin.hosts.sglang.model", "import vllm"),
+        ("dsa_plugin.hosts.sglang.model", "from ..vllm.model import X"),
+        ("dsa_kernels.sparse_mla.api", "from ..topk_select import topk_select"),
+        ("dsa_kernels.sparse_mla.api", "from dsa_kernels import topk_select"),
+        ("dsa_kernels.sparse_mla.kernel", "from .reference import sparse_mla"),
+    ],
+)
+def test_the_rules_catch(module: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "OPS", {"sparse_mla", "topk_select"})
+    (imported,) = imports(ast.parse(line), module, is_package=False)
+    assert forbidden(module, imported)
+
+
+def test_every_file_is_short() -> None:
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines())
+        for folder in (*PACKAGES, "kernels", "model_registry", "tests", "ci", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert {name: n for name, n in lengths.items() if n > 500} == {}
+
+
+def test_no_package_shadows_hugging_face_kernels() -> None:
+    # Read from the repository's root, `import kernels` must keep finding Hugging Face's package:
+    # only a folder without __init__.py loses to it.
+    for root in (ROOT / "kernels", ROOT / "model_registry", ROOT / "tests"):
+        assert not (root / "__init__.py").exists()
+    assert not (ROOT / "tests" / "kernels").exists()
+
+
+_LOAD = """
+import json, sys, time
+before = set(sys.modules)
+start = time.perf_counter()
+import dsa_plugin.hosts.vllm
+seconds = time.perf_counter() - start
+new = sorted({name.split(".")[0] for name in set(sys.modules) - before})
+print(json.dumps([seconds, new]))
+"""
+
+
+def test_loading_the_plugin_is_cheap_and_imports_no_host() -> None:
+    """vLLM loads the plugin in every process and for every command, `vllm --help` too."""
+    best = float("inf")
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", _LOAD], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        seconds, new = json.loads(done.stdout)
+        best = min(best, seconds)
+        # Without torch in the process, CUDA cannot have been initialised either.
+        assert not {*HOSTS, "torch", "triton", "transformers", "numpy"} & set(new)
+    assert best < 0.2
