@@ -1,0 +1,94 @@
+"""Checks of a checkpoint's files that cost only their headers, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+from dsa_plugin.config import DSAConfig
+
+_UNQUANTISED = {"F32", "F16", "BF16", "F8_E4M3"}
+
+
+def check_checkpoint(directory: Path, config: DSAConfig) -> None:
+    """Refuse truncated safetensors files and missing or misshapen indexer weights.
+
+    Hosts load a layer's indexer weights into one fused parameter and do not notice when half of it
+    is missing; the model then selects the wrong tokens silently.
+
+    Raises:
+        ValueError: naming every file or tensor at fault and what was expected.
+    """
+    tensors: dict[str, dict[str, Any]] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        tensors.update(read_header(path))
+    if not tensors:
+        return  # The host says so itself, and knows formats and remote stores that we do not.
+    faults = []
+    for layer, kind in enumerate(config.indexer_types):
+        if kind == "full":
+            faults += _indexer_faults(tensors, layer, config)
+    if faults:
+        raise ValueError(
+            f"The indexer weights of {directory} do not fit its config.json "
+            f"({len(faults)} faults):\n- "
+            + "\n- ".join(faults[:8])
+            + "\nDownload the checkpoint again, or convert it with its indexer weights kept; "
+            "if some layers share another layer's selection, config.json must say so "
+            "(indexer_types, index_topk_pattern or index_topk_freq)."
+        )
+
+
+def read_header(path: Path) -> dict[str, dict[str, Any]]:
+    """Names, dtypes and shapes in a safetensors file, after checking that the file is whole.
+
+    Format: 8 bytes little-endian header length, a JSON header, then the tensors' bytes
+    (huggingface/safetensors, README "Format").
+
+    Raises:
+        ValueError: the file is shorter or longer than its header says, or has no readable header.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 2 <= length <= size - 8:
+            raise ValueError(
+                f"{path} ({size} bytes) is not a whole safetensors file: its header is cut off or "
+                "damaged. Download it again."
+            )
+        header: dict[str, dict[str, Any]] = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    expected = 8 + length + max((t["data_offsets"][1] for t in header.values()), default=0)
+    if size != expected:
+        raise ValueError(
+            f"{path} holds {size} bytes where its header promises {expected}: it is truncated or "
+            "damaged. Download it again."
+        )
+    return header
+
+
+def _indexer_faults(tensors: dict[str, dict[str, Any]], layer: int, config: DSAConfig) -> list[str]:
+    heads, dim = config.index_n_heads, config.index_head_dim
+    shapes = {
+        "wq_b.weight": [heads * dim, config.q_lora_rank],
+        "wk.weight": [dim, config.hidden_size],
+        "weights_proj.weight": [heads, config.hidden_size],
+        "k_norm.weight": [dim],
+        "k_norm.bias": [dim],
+    }
+    faults = []
+    for suffix, shape in shapes.items():
+        name = f"model.layers.{layer}.self_attn.indexer.{suffix}"
+        tensor = tensors.get(name)
+        if tensor is None:
+            # Quantisers rename what they pack (qweight, weight_packed ...).
+            stem = name.removesuffix("weight")
+            packed = suffix.endswith(".weight") and any(t.startswith(stem) for t in tensors)
+            if not packed or suffix.startswith("k_norm"):
+                faults.append(f"{name} is missing; expected shape {shape}")
+        elif tensor["dtype"] in _UNQUANTISED and tensor["shape"] != shape:
+            faults.append(f"{name} has shape {tensor['shape']}; expected {shape}")
+    return faults

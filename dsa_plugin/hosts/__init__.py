@@ -1,0 +1,1 @@
+"""One adapter a host; none imports another."""
