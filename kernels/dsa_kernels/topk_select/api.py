@@ -1,0 +1,88 @@
+"""Public signatures of topk_select. Today every device runs the eager reference."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dsa_kernels.checks import check_devices, check_dtype, check_shape
+from dsa_kernels.topk_select import reference
+
+_INT_DTYPES = (torch.int32, torch.int64)
+
+
+def topk_select(
+    logits: Tensor,
+    k: int,
+    row_start: Tensor | None,
+    row_end: Tensor,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """The k best columns of each row: fine-grained token selection.
+
+    DeepSeek-V3.2-Exp report, section 2.1. Deterministic: of equal scores the smaller index wins
+    (-0.0 equals 0.0), no index occurs twice,
+        and
+    equal inputs give equal outputs whatever the batch, so tensor-parallel ranks agree. Scores may
+    be negative. A row with fewer than k columns gets all of them. Each row is ascending.
+
+    Args:
+        logits: [M, N] fp32. What lies outside a row's range is not looked at and may be NaN; a NaN
+            inside it counts as larger than every number if its sign is positive, else as smaller.
+        k: >= 1; may exceed N.
+        row_start: [M] int, first column of each row's range; None is 0.
+        row_end: [M] int, one past the last. Empty ranges are allowed.
+        out: [M, k] int32, written if given.
+
+    Returns:
+        topk_indices [M, k] int32, relative to row_start, ascending, then -1.
+
+    Raises:
+        ValueError: a shape, dtype or device that is not as above.
+    """
+    check_dtype("logits", logits, (torch.float32,))
+    check_shape("logits", logits, ("M", "N"))
+    if k < 1:
+        raise ValueError(f"k: {k}; at least one index must be selected")
+    rows = logits.shape[0]
+    for name, bound in (("row_start", row_start), ("row_end", row_end)):
+        if bound is not None:
+            check_dtype(name, bound, _INT_DTYPES)
+            check_shape(name, bound, (rows,))
+    if out is not None:
+        check_dtype("out", out, (torch.int32,))
+        check_shape("out", out, (rows, k))
+    check_devices("logits", logits, row_start=row_start, row_end=row_end, out=out)
+    return reference.topk_select(logits, k, row_start, row_end, out=out)
+
+
+def topk_slots(
+    topk_indices: Tensor, block_table: Tensor, request_ids: Tensor, block_size: int
+) -> Tensor:
+    """Where the selected tokens lie in the latent cache.
+
+    Args:
+        topk_indices: [M, k] int, positions within each row's request; an index that is negative or
+            beyond the block table gives -1.
+        block_table: [num_requests, max_blocks] int, physical block of each logical one; an entry
+            that is negative gives -1.
+        request_ids: [M] int, row of block_table.
+        block_size: tokens a block.
+
+    Returns:
+        slots [M, k] int64: block * block_size + offset, or -1.
+
+    Raises:
+        ValueError: a shape, dtype or device that is not as above.
+    """
+    check_dtype("topk_indices", topk_indices, _INT_DTYPES)
+    check_shape("topk_indices", topk_indices, ("M", "k"))
+    check_dtype("block_table", block_table, _INT_DTYPES)
+    check_shape("block_table", block_table, ("num_requests", "max_blocks"))
+    check_dtype("request_ids", request_ids, _INT_DTYPES)
+    check_shape("request_ids", request_ids, (topk_indices.shape[0],))
+    if block_size < 1:
+        raise ValueError(f"block_size: {block_size}; it must be at least 1")
+    check_devices("topk_indices", topk_indices, block_table=block_table, request_ids=request_ids)
+    return reference.topk_slots(topk_indices, block_table, request_ids, block_size)

@@ -1,0 +1,292 @@
+"""sparse_mla against a dense fp64 attention over each row's own selection."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dsa_kernels import workspace
+from dsa_kernels.sparse_mla import reference, sparse_mla
+from dsa_kernels.testing import error, make_latent_cache
+
+pytestmark = pytest.mark.usefixtures("poisoned_empty")
+
+SCALE = 192**-0.5
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+HOSTILE = [-(2**31), -1, -2, 2**31 - 1]
+
+
+def truth(q: Tensor, latents: Tensor, slots: Tensor, scale: float = SCALE) -> tuple[Tensor, Tensor]:
+    """Row by row, over the valid slots only; latents [num_slots, 576]."""
+    q, latents = q.double(), latents.double()
+    outs, lses = [], []
+    for query, row in zip(q, slots.tolist(), strict=True):
+        chosen = latents[[slot for slot in row if 0 <= slot < len(latents)]]
+        scores = query @ chosen.T * scale
+        outs.append(scores.softmax(-1) @ chosen[:, :512])
+        lses.append(scores.logsumexp(-1))
+    empty = q.new_empty(0, *q.shape[1:])
+    return (
+        torch.stack(outs) if outs else empty[..., :512],
+        torch.stack(lses) if lses else empty[..., 0],
+    )
+
+
+def filled_cache(
+    dtype: torch.dtype, blocks: int, block_size: int, used: Tensor, *, gap: int = 0
+) -> tuple[Tensor, Tensor]:
+    """A cache in which only `used` slots are written, and its slots' values [num_slots, 576]."""
+    cache = make_latent_cache(dtype, blocks, block_size, gap=gap)
+    values = torch.randn(blocks * block_size, 576).to(dtype)
+    cache[used // block_size, used % block_size] = values[used]
+    return cache, values
+
+
+def random_slots(rows: int, k: int, used: Tensor) -> Tensor:
+    return torch.stack([used[torch.randperm(len(used))[:k]] for _ in range(rows)])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("heads", [8, 16, 20, 64, 128])
+@pytest.mark.parametrize("k", [1, 63, 64, 65, 127])
+def test_against_fp64(dtype: torch.dtype, heads: int, k: int) -> None:
+    used = torch.randperm(9 * 64)[:300]
+    cache, values = filled_cache(dtype, 9, 64, used, gap=8448)
+    q = torch.randn(5, heads, 576).to(dtype)
+    slots = random_slots(5, k, used)
+    out, lse = sparse_mla(q, cache, slots, SCALE)
+    expected, expected_lse = truth(q, values, slots)
+    assert out.dtype == dtype
+    assert lse.dtype == torch.float32
+    # P and the result are rounded to q's dtype; scores and lse are fp32 whatever it is.
+    limit = {torch.float32: 1e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}[dtype]
+    assert error(out, expected).rms < limit
+    torch.testing.assert_close(lse.double(), expected_lse, atol=1e-5, rtol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "k"), [(1, 2048), (3, 2048), (2, 4100), (70, 300)])
+def test_larger_than_a_tile(dtype: torch.dtype, rows: int, k: int) -> None:
+    used = torch.arange(5000) + 64
+    cache, values = filled_cache(dtype, 80, 64, used)
+    q, slots = torch.randn(rows, 16, 576).to(dtype), random_slots(rows, k, used)
+    out, lse = sparse_mla(q, cache, slots.int(), SCALE)
+    expected, expected_lse = truth(q, values, slots)
+    assert error(out, expected).rms < (1e-6 if dtype == torch.float32 else 2.0**-8)
+    torch.testing.assert_close(lse.double(), expected_lse, atol=1e-5, rtol=2e-6)
+
+
+def test_bf16_is_as_good_as_eager() -> None:
+    """Eager bf16 attention, as transformers runs it, is what a user has otherwise."""
+    used = torch.arange(64 * 32)
+    cache, values = filled_cache(torch.bfloat16, 32, 64, used)
+    q, slots = (torch.randn(8, 16, 576) * 3).bfloat16(), random_slots(8, 1024, used)
+    out, _ = sparse_mla(q, cache, slots, SCALE)
+    expected, _ = truth(q, values, slots)
+    latents = values[slots]
+    scores = q @ latents.transpose(1, 2) * SCALE
+    eager = scores.float().softmax(-1).bfloat16() @ latents[..., :512]
+    assert error(out, expected).rms < 0.75 * error(eager, expected).rms
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_hostile_slots(dtype: torch.dtype, data: st.DataObject) -> None:
+    """Ignored entries anywhere, whole rows of them; unwritten slots (slot 0 too) are NaN."""
+    rows, k = data.draw(st.integers(0, 6)), data.draw(st.integers(0, 12))
+    used = torch.tensor([5, 17, 18, 30, 41])
+    cache, values = filled_cache(dtype, 3, 16, used, gap=64)
+    entry = st.sampled_from([*HOSTILE, 48, *used.tolist()])
+    dull = st.sampled_from(HOSTILE)
+    slots = torch.tensor(
+        [
+            data.draw(st.lists(dull if data.draw(st.booleans()) else entry, min_size=k, max_size=k))
+            for _ in range(rows)
+        ],
+        dtype=torch.int64,
+    ).view(rows, k)
+    q = torch.randn(rows, 3, 576).to(dtype)
+    out, lse = sparse_mla(q, cache, slots, SCALE)
+    expected, expected_lse = truth(q, values, slots)
+    empty = expected_lse == -torch.inf
+    assert (out[empty] == 0).all()
+    assert (lse[empty] == -torch.inf).all()
+    assert not out.isnan().any()
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(lse.double(), expected_lse, atol=1e-5, rtol=1e-5)
+
+
+def test_every_row_empty() -> None:
+    cache = make_latent_cache(torch.bfloat16, 2, 64)
+    q = torch.randn(4, 16, 576).bfloat16()
+    for slots in (torch.full((4, 7), -1), torch.zeros(4, 0, dtype=torch.int64)):
+        out, lse = sparse_mla(q, cache, slots, SCALE)
+        assert (out == 0).all()
+        assert (lse == -torch.inf).all()
+    assert sparse_mla(q[:0], cache, slots[:0], SCALE)[0].shape == (0, 16, 512)
+
+
+def test_padding_changes_nothing() -> None:
+    """Rows of different lengths in one tile, as topk_select pads them."""
+    used = torch.arange(200)
+    cache, _ = filled_cache(torch.float32, 4, 64, used)
+    q, slots = torch.randn(6, 8, 576), random_slots(6, 150, used)
+    lengths = [0, 1, 64, 65, 149, 150]
+    padded = torch.full((6, 400), -1)
+    for row, length in enumerate(lengths):
+        padded[row, :length] = slots[row, :length]
+    out, lse = sparse_mla(q, cache, padded, SCALE)
+    for row, length in enumerate(lengths):
+        alone, alone_lse = sparse_mla(q[row : row + 1], cache, slots[row, None, :length], SCALE)
+        torch.testing.assert_close(out[row], alone[0], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(lse[row], alone_lse[0], atol=1e-6, rtol=1e-6)
+
+
+def test_huge_scores() -> None:
+    """Scores in the thousands, of either sign: no overflow, and lse keeps its precision."""
+    used = torch.arange(64)
+    cache, values = filled_cache(torch.float32, 1, 64, used)
+    for factor in (300.0, -300.0):
+        q, slots = torch.randn(3, 4, 576) * factor, used.repeat(3, 1)
+        out, lse = sparse_mla(q, cache, slots, 1.0)
+        expected, expected_lse = truth(q, values, slots, 1.0)
+        assert expected_lse.abs().max() > 5e3
+        assert error(out, expected).rms < 1e-3
+        torch.testing.assert_close(lse.double(), expected_lse, atol=0.05, rtol=1e-6)
+
+
+def test_lse_merges_two_halves() -> None:
+    """Natural logarithms: the halves of a selection, weighted by exp(lse), make the whole."""
+    used = torch.arange(128)
+    cache, _ = filled_cache(torch.float32, 2, 64, used)
+    q, slots = torch.randn(3, 8, 576), random_slots(3, 100, used)
+    whole, lse = sparse_mla(q, cache, slots, SCALE)
+    halves = [sparse_mla(q, cache, part, SCALE) for part in (slots[:, :30], slots[:, 30:])]
+    merged = sum(out * (part_lse - lse).exp()[..., None] for out, part_lse in halves)
+    torch.testing.assert_close(merged, whole, atol=1e-6, rtol=1e-5)
+
+
+def test_an_entry_that_occurs_twice_counts_twice() -> None:
+    used = torch.arange(16)
+    cache, values = filled_cache(torch.float32, 1, 16, used)
+    q, slots = torch.randn(1, 2, 576), torch.tensor([[3, 3, 9]])
+    out, lse = sparse_mla(q, cache, slots, SCALE)
+    expected, expected_lse = truth(q, values, slots)
+    torch.testing.assert_close(out.double(), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(lse.double(), expected_lse, atol=1e-6, rtol=1e-6)
+
+
+def test_strided_inputs_and_out() -> None:
+    used = torch.arange(300)
+    cache, values = filled_cache(torch.float32, 5, 64, used, gap=36)
+    q = torch.randn(8, 4, 700)[..., 60:636].transpose(0, 1)
+    slots = random_slots(4, 80, used).T.contiguous().T
+    wide, wide_lse = torch.full((4, 8, 600), torch.nan), torch.full((8, 4), torch.nan)
+    out, lse = sparse_mla(q, cache, slots, SCALE, out=wide[..., 20:532], lse=wide_lse.T)
+    expected, expected_lse = truth(q, values, slots)
+    torch.testing.assert_close(wide[..., 20:532].double(), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(wide_lse.T.double(), expected_lse, atol=1e-6, rtol=1e-5)
+    assert out.data_ptr() == wide[..., 20:532].data_ptr()
+    assert lse.data_ptr() == wide_lse.data_ptr()
+    assert wide[..., :20].isnan().all()
+    assert wide[..., 532:].isnan().all()
+
+
+def test_token_stride_wider_than_a_token() -> None:
+    storage = torch.full((3, 64, 640), torch.nan)
+    cache = storage[..., 30:606]
+    values = torch.randn(192, 576)
+    cache.copy_(values.view(3, 64, 576))
+    q, slots = torch.randn(2, 4, 576), random_slots(2, 60, torch.arange(192))
+    out, _ = sparse_mla(q, cache, slots, SCALE)
+    torch.testing.assert_close(out.double(), truth(q, values, slots)[0], atol=1e-6, rtol=1e-5)
+
+
+E4M3 = [
+    (-1) ** (code >> 7)
+    * (2.0 ** ((code >> 3 & 15) - 7) * (1 + (code & 7) / 8) if code >> 3 & 15 else (code & 7) / 512)
+    for code in range(256)
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("block_size", [16, 64])
+def test_fp8_cache(dtype: torch.dtype, block_size: int) -> None:
+    """Bytes written here by the layout's definition; scales need not be powers of two."""
+    blocks = 256 // block_size
+    cache = make_latent_cache(torch.uint8, blocks, block_size, gap=132 * block_size)
+    used = torch.randperm(256)[:100]
+    values = torch.full((256, 576), torch.nan, dtype=torch.float64)
+    table = torch.tensor(E4M3, dtype=torch.float64)
+    for slot in used.tolist():
+        codes = torch.randint(0, 256, (512,))
+        codes[codes & 0x7F == 0x7F] = 0x40  # NaN
+        scale = torch.rand(4) / 64 + 0.01
+        rope = torch.randn(64).bfloat16()
+        token = bytes(codes.tolist()) + struct.pack("<4f", *scale.tolist())
+        cache[slot // block_size, slot % block_size, :528] = torch.tensor(list(token)).byte()
+        cache[slot // block_size, slot % block_size, 528:] = rope.view(torch.uint8)
+        exact = table[codes] * scale.double().repeat_interleave(128)
+        values[slot] = torch.cat((exact.to(dtype).double(), rope.to(dtype).double()))
+    q, slots = torch.randn(6, 16, 576).to(dtype), random_slots(6, 70, used)
+    slots[:, ::9] = -1
+    out, lse = sparse_mla(q, cache, slots, SCALE)
+    expected, expected_lse = truth(q, values, slots)
+    limit = {torch.float32: 2e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}[dtype]
+    assert error(out, expected).rms < limit
+    torch.testing.assert_close(lse.double(), expected_lse, atol=2e-5, rtol=2e-6)
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many rows, a tile's buffers stay within the budget."""
+    largest = 0
+    create = workspace.scratch
+
+    def measured(*args: Any) -> Tensor:
+        nonlocal largest
+        tensor = create(*args)
+        largest = max(largest, tensor.nbytes)
+        return tensor
+
+    monkeypatch.setattr(reference, "scratch", measured)
+    used = torch.arange(640)
+    cache, _ = filled_cache(torch.bfloat16, 10, 64, used)
+    q = torch.randn(200, 4, 576).bfloat16()
+    sparse_mla(q, cache, random_slots(200, 300, used), SCALE)
+    assert 1 << 20 < largest <= workspace.TILE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("q", torch.randn(2, 4, 512), r"q: shape \(2, 4, 512\).*\[T, heads, 576\]"),
+        ("q", torch.randn(2, 4, 576).double(), "q: dtype torch.float64"),
+        (
+            "q",
+            torch.randn(2, 4, 576).half(),
+            "cache: dtype torch.float32 with torch.float16 queries",
+        ),
+        ("cache", torch.zeros(1, 16, 656), r"latent cache: shape.*block_size, 576\]"),
+        ("slots", torch.zeros(3, 5).long(), r"slots: shape \(3, 5\).*\[2, k\]"),
+        ("slots", torch.zeros(2, 5), "slots: dtype torch.float32.*use int32, int64"),
+        ("out", torch.zeros(2, 4, 576), r"out: shape \(2, 4, 576\).*\[2, 4, 512\]"),
+        ("lse", torch.zeros(2, 4).bfloat16(), "lse: dtype torch.bfloat16.*use float32"),
+    ],
+)
+def test_errors(name: str, value: Tensor, message: str) -> None:
+    arguments: dict[str, Any] = {
+        "q": torch.randn(2, 4, 576),
+        "cache": torch.zeros(1, 16, 576),
+        "slots": torch.zeros(2, 5, dtype=torch.int64),
+        "softmax_scale": SCALE,
+    }
+    with pytest.raises(ValueError, match=message):
+        sparse_mla(**{**arguments, name: value})
