@@ -1,0 +1,72 @@
+"""Small Hugging Face checkpoints, made once and kept under the cache root.
+
+``python -m dsa_testbed.checkpoint v32 glm5 ...`` makes them and prints where they are.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from dsa_testbed import recipes, tokenizer, weights
+from dsa_testbed.cache import cache_root, digest, staged_directory
+from dsa_testbed.recipes import Recipe, recipe
+
+
+def make_checkpoint(name: str, root: Path | None = None, **overrides: Any) -> Path:
+    """The directory of checkpoint ``name``, made if the cache has it not.
+
+    ``name`` and ``overrides`` are those of recipes.recipe(). The directory is
+    ``<root>/<name>-<hash of everything that goes into it>``; root is by default
+    ``<cache root>/checkpoints``.
+    """
+    return build(recipe(name, **overrides), root)
+
+
+def build(spec: Recipe, root: Path | None = None) -> Path:
+    """The directory of a recipe's checkpoint, made if the cache has it not."""
+    key = digest(
+        spec.config,
+        spec.dtype,
+        spec.seed,
+        spec.gains,
+        *(Path(str(module.__file__)).read_bytes() for module in (weights, tokenizer)),
+        tokenizer.shipped_text(),
+    )
+    target = (root or cache_root() / "checkpoints") / f"{spec.name}-{key}"
+    if not target.exists():
+        with staged_directory(target) as stage:
+            write(spec, stage)
+    return target
+
+
+def write(spec: Recipe, directory: Path) -> None:
+    """Writes a recipe's checkpoint into an existing directory."""
+    config = spec.config
+    save_file(
+        {name: value.contiguous() for name, value in weights.tensors(spec)},
+        directory / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    generation = {
+        "_from_model_config": True,
+        "bos_token_id": config["bos_token_id"],
+        "eos_token_id": config["eos_token_id"],
+        "do_sample": False,
+    }
+    for file, content in (("config.json", config), ("generation_config.json", generation)):
+        (directory / file).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    tokenizer.save(directory, config["vocab_size"], config["max_position_embeddings"])
+
+
+def load_config(checkpoint: Path) -> recipes.Config:
+    """config.json of a checkpoint."""
+    config: recipes.Config = json.loads((checkpoint / "config.json").read_text())
+    return config
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        print(make_checkpoint(argument), flush=True)

@@ -1,0 +1,161 @@
+"""Break one thing in the served model, to show that the exactness tests notice.
+
+A server started with ``DSA_TEST_MUTATION=<name>`` loads ``apply`` as a plugin in each of its
+processes (server.py sees to it). It replaces functions of dsa_plugin.attention, or ones that module
+imported by name, and writes ``dsa test mutation applied: <name>`` to stderr.
+"""
+
+import dataclasses
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+VARIABLE = "DSA_TEST_MUTATION"
+ENTRY_POINT = "dsa_testbed.mutations:apply"
+# The families' index_topk: the host's metadata does not carry it.
+_INDEX_TOPK = 64
+
+Function = Callable[..., Any]
+Wrapper = Callable[[Function], Function]
+
+
+def apply() -> None:
+    """Apply the mutation that the environment names; ValueError if there is no such one."""
+    name = os.environ.get(VARIABLE, "")
+    if name not in MUTATIONS:
+        raise ValueError(f"{VARIABLE}={name!r}; known: {', '.join(MUTATIONS)}")
+    core = importlib.import_module("dsa_plugin.attention")
+    for attribute, wrap in MUTATIONS[name].items():
+        setattr(core, attribute, wrap(getattr(core, attribute)))
+    print(f"dsa test mutation applied: {name}", file=sys.stderr, flush=True)
+
+
+def _flip(keyword: str, default: bool = False) -> Wrapper:
+    """The function, with a boolean keyword argument inverted."""
+
+    def wrap(function: Function) -> Function:
+        def flipped(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs | {keyword: not kwargs.get(keyword, default)})
+
+        return flipped
+
+    return wrap
+
+
+def _argument(index: int, change: Callable[[Any], Any]) -> Wrapper:
+    """The function, with one positional argument changed."""
+
+    def wrap(function: Function) -> Function:
+        def changed(*args: Any, **kwargs: Any) -> Any:
+            return function(*args[:index], change(args[index]), *args[index + 1 :], **kwargs)
+
+        return changed
+
+    return wrap
+
+
+def _topk_minus_one(function: Function) -> Function:
+    def topk_select(logits: Tensor, k: int, *args: Any, out: Tensor | None = None) -> Tensor:
+        fewer: Tensor = function(logits, k - 1, *args)
+        padded = fewer.new_full((fewer.shape[0], k), -1)
+        padded[:, : k - 1] = fewer
+        return padded if out is None else out.copy_(padded)
+
+    return topk_select
+
+
+def _own_token_invisible(function: Function) -> Function:
+    def topk_select(logits: Tensor, k: int, start: Any, end: Tensor, **kwargs: Any) -> Any:
+        return function(logits, k, start, (end - 1).clamp(min=1), **kwargs)
+
+    return topk_select
+
+
+def _dense(function: Function) -> Function:
+    def attend(*args: Any) -> None:
+        import torch
+
+        mla, q, positions, cache, metadata, topk_indices, out = args
+        everything = torch.arange(
+            int(positions.max()) + 1, dtype=topk_indices.dtype, device=topk_indices.device
+        )
+        visible = everything <= positions[:, None]
+        function(mla, q, positions, cache, metadata, torch.where(visible, everything, -1), out)
+
+    return attend
+
+
+def _short_prompts_unwritten(function: Function) -> Function:
+    """As a server that skips the whole indexer where it need not score."""
+
+    def write_index_key(indexer: Any, k: Any, positions: Any, cache: Any, metadata: Any) -> None:
+        slots = metadata.slot_mapping.clone()
+        for chunk in metadata.prefill_chunks:
+            if chunk.num_keys <= _INDEX_TOPK:
+                slots[chunk.start : chunk.end] = -1
+        skipping = dataclasses.replace(metadata, slot_mapping=slots)
+        function(indexer, k, positions, cache, skipping)
+
+    return write_index_key
+
+
+def _last_slot_stale(function: Function) -> Function:
+    """The last entry of a page keeps what the page's previous owner left."""
+
+    def write_index_key(indexer: Any, k: Any, positions: Any, cache: Any, metadata: Any) -> None:
+        slots, size = metadata.slot_mapping, metadata.block_size
+        stale = slots.masked_fill(slots % size == size - 1, -1)
+        function(indexer, k, positions, cache, dataclasses.replace(metadata, slot_mapping=stale))
+
+    return write_index_key
+
+
+def _selection_lost(function: Function) -> Function:
+    """What a shared layer reuses is overwritten by the oldest tokens after each layer."""
+
+    def attend(*args: Any) -> None:
+        import torch
+
+        function(*args)
+        positions, topk_indices = args[2], args[5]
+        oldest = torch.arange(topk_indices.shape[1], dtype=torch.int32, device=positions.device)
+        rows = topk_indices[: positions.shape[0]]
+        rows.copy_(torch.where(oldest <= positions[:, None], oldest, -1))
+
+    return attend
+
+
+def _absolute_weights(function: Function) -> Function:
+    def index_query(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        q, weights = function(*args, **kwargs)
+        return q, weights.abs()
+
+    return index_query
+
+
+# Name -> attribute of dsa_plugin.attention -> what replaces it.
+MUTATIONS: dict[str, dict[str, Wrapper]] = {
+    # Query and key of the indexer rotate pairs where the model rotates halves, or the reverse.
+    "indexer_rope_style": {
+        "index_query": _flip("interleaved"),
+        "index_cache_write": _flip("interleaved"),
+    },
+    "index_query_rope_style": {"index_query": _flip("interleaved")},
+    "query_rope_style": {"apply_rope": _flip("interleaved", default=True)},
+    # The key is rotated by the Hadamard matrix and the query is not, or the reverse.
+    "hadamard_one_side": {"index_cache_write": _flip("hadamard")},
+    "topk_minus_one": {"topk_select": _topk_minus_one},
+    "own_token_invisible": {"topk_select": _own_token_invisible},
+    "dense_attention": {"attend": _dense},
+    "index_key_not_written_short_prompt": {"write_index_key": _short_prompts_unwritten},
+    "stale_index_page": {"write_index_key": _last_slot_stale},
+    "index_key_bias": {"index_cache_write": _argument(2, lambda bias: bias * 0)},
+    "index_weights_unsigned": {"index_query": _absolute_weights},
+    # Without YaRN's mscale^2 (factor 40); in GLM, just wrong.
+    "softmax_scale": {"sparse_mla": _argument(3, lambda scale: scale / 1.8738542)},
+    "shared_selection_lost": {"attend": _selection_lost},
+}

@@ -1,0 +1,276 @@
+"""Run a real ``vllm serve`` in its own process group, talk to it over HTTP, stop it cleanly."""
+
+import contextlib
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+_TESTS = Path(__file__).resolve().parents[1]
+_ENVIRONMENT = {
+    # Nothing in a test may reach for the network.
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    # GiB. vLLM's default is 92 % of all memory, and it refuses to start where less is free.
+    "VLLM_CPU_KVCACHE_SPACE": "2",
+}
+_TAIL_LINES = 60
+_ERROR = re.compile(r"\b\w+(?:Error|Exception): .*")
+_SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{.*\})?\s+(\S+)")
+
+
+class ServerError(RuntimeError):
+    """The server died or did not start; the message ends with the last lines of its log."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer. ``logprobs[i]`` maps token id to log-probability at output position i."""
+
+    tokens: list[int]
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    cached_tokens: int
+    logprobs: list[dict[int, float]]
+    raw: dict[str, Any]
+
+
+class VllmServer:
+    """Context manager around ``vllm serve MODEL --host 127.0.0.1 --port <free> *args``.
+
+    env: added to this process's environment. mutation: one of mutations.MUTATIONS, applied in
+    every process of the server. Entering waits until /health answers and raises ServerError if the
+    server exits first or ``start_timeout`` seconds pass; leaving stops the whole process group.
+    on_wait: called while waiting, with the seconds so far and the last line of the log.
+    """
+
+    def __init__(
+        self,
+        model: Path | str,
+        args: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        *,
+        mutation: str | None = None,
+        log: Path | None = None,
+        start_timeout: float = 300,
+        request_timeout: float = 900,
+        on_wait: Callable[[float, str], None] | None = None,
+    ) -> None:
+        self._scratch = tempfile.TemporaryDirectory(prefix="dsa-server-")
+        self.log = log or Path(self._scratch.name) / "server.log"
+        self.port = _free_port()
+        self.base_url = f"http://127.0.0.1:{self.port}"
+        self.model = str(model)
+        vllm = Path(sys.executable).parent / "vllm"
+        listen = ["--host", "127.0.0.1", "--port", str(self.port)]
+        self.command = [str(vllm), "serve", self.model, *listen, *args]
+        self._env = {**_ENVIRONMENT, **os.environ, **(env or {})}
+        if mutation:
+            self._add_mutation(mutation)
+        self._start_timeout = start_timeout
+        self._on_wait = on_wait
+        self._client = httpx.Client(
+            base_url=self.base_url,
+            timeout=request_timeout,
+            limits=httpx.Limits(max_connections=256),
+            trust_env=False,
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+        self.startup_seconds = 0.0
+
+    def __enter__(self) -> Self:
+        self.start()
+        try:
+            self.wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self.stop()
+        if error is not None and not isinstance(error, ServerError):
+            error.add_note(f"last lines of the server's log:\n{self.log_tail()}")
+        self._scratch.cleanup()
+
+    def start(self) -> None:
+        """Start the process; it is not ready yet."""
+        with self.log.open("wb") as stream:
+            self._process = subprocess.Popen(
+                self.command,
+                env=self._env,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._started = time.monotonic()
+
+    def wait_until_ready(self) -> None:
+        """Return when /health answers 200."""
+        while not self.is_ready():
+            self.check_alive()
+            seconds = time.monotonic() - self._started
+            if seconds > self._start_timeout:
+                raise ServerError(f"not ready after {seconds:.0f} s: {self._describe()}")
+            if self._on_wait:
+                self._on_wait(seconds, self.log_tail(1))
+            time.sleep(0.25)
+        self.startup_seconds = time.monotonic() - self._started
+
+    def is_ready(self) -> bool:
+        """Whether /health answers 200 now."""
+        try:
+            return self._client.get("/health", timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def check_alive(self) -> None:
+        """Raise ServerError if the server's main process has ended."""
+        code = self.returncode
+        if code is not None:
+            raise ServerError(f"exited with code {code}: {self._describe()}")
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit code of the server, None while it runs."""
+        return self._process.poll() if self._process else None
+
+    def stop(self, timeout: float = 45) -> int | None:
+        """SIGTERM, then SIGKILL to the whole group; the exit code, -9 where it had to be killed."""
+        process = self._process
+        if process is None:
+            return None
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        # Workers that outlive the main process would hold cores and memory.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        self._client.close()
+        return process.wait()
+
+    def log_text(self) -> str:
+        """All the server has written so far."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def log_tail(self, lines: int = _TAIL_LINES) -> str:
+        """The last lines of the log."""
+        return "\n".join(self.log_text().splitlines()[-lines:])
+
+    def metrics(self) -> dict[str, float]:
+        """/metrics, each name summed over its labels, e.g. ``vllm:num_preemptions_total``."""
+        totals: dict[str, float] = {}
+        for line in self._client.get("/metrics").text.splitlines():
+            if match := _SAMPLE.match(line):
+                totals[match[1]] = totals.get(match[1], 0.0) + float(match[2])
+        return totals
+
+    def complete(
+        self,
+        prompt: list[int] | str,
+        max_tokens: int,
+        *,
+        logprobs: int | None = None,
+        **body: Any,
+    ) -> Completion:
+        """One greedy completion; ``body`` adds or replaces fields of the request.
+
+        Raises httpx.HTTPStatusError on a refused request and ServerError if the server died.
+        """
+        request = {
+            "model": self.model,
+            "prompt": prompt,
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "return_token_ids": True,
+            "logprobs": logprobs,
+            "return_tokens_as_token_ids": logprobs is not None or None,
+        } | body
+        request = {key: value for key, value in request.items() if value is not None}
+        try:
+            response = self._client.post("/v1/completions", json=request)
+        except httpx.TransportError:
+            self.check_alive()
+            raise
+        if response.is_error:
+            self.check_alive()
+            raise httpx.HTTPStatusError(
+                f"{response.status_code}: {response.text}",
+                request=response.request,
+                response=response,
+            )
+        return _parse(response.json())
+
+    def generate_all(
+        self, prompts: Sequence[list[int]], max_tokens: int, concurrency: int = 16, **body: Any
+    ) -> list[Completion]:
+        """Complete all prompts, ``concurrency`` at a time, started in their order."""
+        with ThreadPoolExecutor(concurrency) as pool:
+            return list(pool.map(lambda p: self.complete(p, max_tokens, **body), prompts))
+
+    def errors(self) -> list[str]:
+        """The distinct ``SomeError: message`` ends of the log's lines, the root cause first."""
+        return list(dict.fromkeys(_ERROR.findall(self.log_text())))
+
+    def _describe(self) -> str:
+        parts = [shlex.join(self.command), self.log_tail(), "errors in the log:", *self.errors()]
+        return "\n".join(parts)
+
+    def _add_mutation(self, mutation: str) -> None:
+        from dsa_testbed.mutations import ENTRY_POINT, VARIABLE
+
+        # Servers find plugins through installed metadata; this one exists for this run only.
+        info = Path(self._scratch.name) / "dsa_test_mutations-0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(
+            "Metadata-Version: 2.1\nName: dsa-test-mutations\nVersion: 0\n"
+        )
+        (info / "entry_points.txt").write_text(
+            f"[vllm.general_plugins]\ndsa_test_mutations = {ENTRY_POINT}\n"
+        )
+        search = [self._scratch.name, str(_TESTS), self._env.get("PYTHONPATH", "")]
+        self._env["PYTHONPATH"] = os.pathsep.join(filter(None, search))
+        self._env[VARIABLE] = mutation
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _parse(raw: dict[str, Any]) -> Completion:
+    choice, usage = raw["choices"][0], raw["usage"]
+    top = (choice.get("logprobs") or {}).get("top_logprobs") or []
+    return Completion(
+        tokens=choice["token_ids"],
+        text=choice["text"],
+        finish_reason=choice["finish_reason"],
+        prompt_tokens=usage["prompt_tokens"],
+        cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
+        # Keys are "token_id:123".
+        logprobs=[{int(k.partition(":")[2]): v for k, v in at.items()} for at in top],
+        raw=raw,
+    )
