@@ -1,0 +1,78 @@
+"""One live server, as a client sees it: sampling, log-probabilities, chat, and bad requests."""
+
+from collections.abc import Iterator
+
+import httpx
+import openai
+import pytest
+
+from dsa_testbed.checkpoint import make_checkpoint
+from dsa_testbed.prompts import text_tokens
+from dsa_testbed.server import VllmServer
+
+pytestmark = pytest.mark.serving
+
+MAX_MODEL_LEN = 1024
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[VllmServer]:
+    args = ["--max-model-len", str(MAX_MODEL_LEN)]
+    with VllmServer(make_checkpoint("v32"), args, {"VLLM_CPU_KVCACHE_SPACE": "1"}) as running:
+        yield running
+
+
+def test_says_that_it_serves_and_why(server: VllmServer) -> None:
+    lines = [line for line in server.log_text().splitlines() if "dsa_plugin serves" in line]
+    assert len(lines) == 1
+    assert "DSA_PLUGIN=auto" in lines[0]
+    assert "half-split indexer RoPE" in lines[0]
+
+
+def test_sampling_follows_its_seed(server: VllmServer) -> None:
+    def sample(seed: int) -> list[int]:
+        prompt = text_tokens(0, 200)
+        return server.complete(prompt, 16, temperature=1.0, top_p=0.95, seed=seed).tokens
+
+    assert sample(1) == sample(1)
+    assert sample(1) != sample(2)
+
+
+def test_logprobs_are_sorted_and_hold_the_choice(server: VllmServer) -> None:
+    completion = server.complete(text_tokens(0, 300), 8, logprobs=5)
+    for token, top in zip(completion.tokens, completion.logprobs, strict=True):
+        assert len(top) >= 5
+        assert token == max(top, key=lambda candidate: top[candidate])
+        assert max(top.values()) <= 0
+
+
+def test_chat_completions_stream(server: VllmServer) -> None:
+    client = openai.OpenAI(base_url=f"{server.base_url}/v1", api_key="none")
+    stream = client.chat.completions.create(
+        model=server.model,
+        messages=[{"role": "user", "content": "Who stole the tarts?"}],
+        max_tokens=8,
+        stream=True,
+    )
+    assert len([chunk for chunk in stream if chunk.choices]) >= 8
+
+
+@pytest.mark.parametrize(
+    ("prompt", "body", "expected"),
+    [
+        (text_tokens(0, MAX_MODEL_LEN + 1), {}, str(MAX_MODEL_LEN)),
+        (text_tokens(0, 8), {"temperature": -1}, "temperature"),
+        ([10**9], {}, "vocab"),
+        ([], {}, "at least one prompt"),
+    ],
+    ids=["too long", "negative temperature", "token out of vocabulary", "empty"],
+)
+def test_a_bad_request_is_refused_and_nothing_else(
+    server: VllmServer, prompt: list[int], body: dict[str, float], expected: str
+) -> None:
+    with pytest.raises(httpx.HTTPStatusError) as caught:
+        server.complete(prompt, 8, **body)
+    assert caught.value.response.status_code == 400
+    assert expected in caught.value.response.text
+    assert server.is_ready()
+    assert len(server.complete(text_tokens(0, 70), 4, ignore_eos=True).tokens) == 4
