@@ -222,6 +222,27 @@ def test_paged(dtype: torch.dtype, block_size: int, next_n: int) -> None:
         assert (result[row, :, length:] == -torch.inf).all()
 
 
+@pytest.mark.parametrize("next_n", [1, 5])
+@pytest.mark.parametrize("keys_a_tile", [1, 48, 50])
+def test_paged_tiling_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, next_n: int, keys_a_tile: int
+) -> None:
+    monkeypatch.setattr(reference, "_TILE_QUERIES", 16)
+    monkeypatch.setattr(reference, "_TILE_ELEMENTS", 16 * keys_a_tile)
+    cache, length = make_index_cache(torch.float32, 40, 16), 205
+    table = make_block_table([length] * 3, 16, 40, shared=2)
+    k = torch.randn(3, length, 128)
+    k[:, :32] = k[:1, :32]
+    for row in range(3):
+        fill(cache, make_slots(table[row], torch.arange(length), 16), k[row], None)
+    q, weights = torch.randn(3, next_n, 8, 128), torch.randn(3, next_n, 8)
+    end = torch.randint(0, length + 1, (3, next_n))
+    result = indexer_logits_paged(q, weights, cache, table, end, length).view(3, next_n, length)
+    for row in range(3):
+        expected = mask(truth(q[row], weights[row], k[row]), torch.zeros(next_n), end[row])
+        assert_within(result[row], expected, bound(q[row], weights[row], k[row]))
+
+
 def test_gather_reads_the_right_tokens() -> None:
     cache = torch.arange(6 * 4 * 128, dtype=torch.float32).view(6, 4, 128)
     k, scale = gather_index_keys(cache, torch.tensor([5, 0, 3, -7]), 9)

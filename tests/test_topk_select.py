@@ -147,9 +147,10 @@ def test_slots_of_hostile_indices() -> None:
 
 def test_slots_in_chunks() -> None:
     indices = int32(torch.randint(-1, 640, (3000, 512)))
-    table = torch.randperm(10)[None].int()
-    slots = topk_slots(indices, table, torch.zeros(3000, dtype=torch.int32), 64)
-    expected = table[0, indices.clamp(min=0) // 64].long() * 64 + indices % 64
+    table = torch.randperm(30).view(3, 10).int()
+    requests = torch.randint(0, 3, (3000,))
+    slots = topk_slots(indices, table, requests, 64)
+    expected = table[requests[:, None], indices.clamp(min=0) // 64].long() * 64 + indices % 64
     assert torch.equal(slots, expected.masked_fill(indices < 0, -1))
 
 

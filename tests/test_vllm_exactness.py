@@ -10,22 +10,14 @@ from dataclasses import dataclass
 import pytest
 
 from dsa_testbed.checkpoint import make_checkpoint
-from dsa_testbed.exactness import mismatches
+from dsa_testbed.exactness import ARGS, ENV, MAX_TOKENS, mismatches
 from dsa_testbed.prompts import ci_set, full_set, pressure_set
 from dsa_testbed.server import VllmServer
 
-MAX_TOKENS = 32
-ARGS = [
-    *("--dtype", "float32"),
-    *("--max-model-len", "4352"),
-    *("--max-num-batched-tokens", "256"),
-    *("--max-num-seqs", "16"),
-]
 # One 4,352-token request takes 68 blocks of 64. The pressure set starts in 80 and wants 96.
 TIGHT = ["--num-gpu-blocks-override", "88"]
 TWO_RANKS = ["-tp", "2"]
 MTP = ["--speculative-config", '{"method": "mtp", "num_speculative_tokens": 2}']
-ENV = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """One live server, as a client sees it: sampling, log-probabilities, chat, and bad requests."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import openai
@@ -68,7 +69,7 @@ def test_chat_completions_stream(server: VllmServer) -> None:
     ids=["too long", "negative temperature", "token out of vocabulary", "empty"],
 )
 def test_a_bad_request_is_refused_and_nothing_else(
-    server: VllmServer, prompt: list[int], body: dict[str, float], expected: str
+    server: VllmServer, prompt: list[int], body: dict[str, Any], expected: str
 ) -> None:
     with pytest.raises(httpx.HTTPStatusError) as caught:
         server.complete(prompt, 8, **body)

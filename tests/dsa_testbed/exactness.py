@@ -7,6 +7,15 @@ from dsa_testbed.oracle import oracle_answers
 from dsa_testbed.prompts import Prompt
 from dsa_testbed.server import VllmServer
 
+MAX_TOKENS = 32
+ARGS = [
+    *("--dtype", "float32"),
+    *("--max-model-len", "4352"),
+    *("--max-num-batched-tokens", "256"),
+    *("--max-num-seqs", "16"),
+]
+ENV = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+
 
 def mismatches(
     server: VllmServer,

@@ -7,9 +7,11 @@ imported by name, and writes ``dsa test mutation applied: <name>`` to stderr.
 
 import dataclasses
 import importlib
+import itertools
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -137,6 +139,21 @@ def _absolute_weights(function: Function) -> Function:
     return index_query
 
 
+def _recorded(function: Function) -> Function:
+    """Write each layer's selection to the folder DSA_TEST_RECORD, one file a call, in order."""
+    calls = itertools.count()
+
+    def attend(*args: Any) -> None:
+        import numpy as np
+
+        positions, topk_indices = args[2], args[5]
+        path = Path(os.environ["DSA_TEST_RECORD"]) / f"{next(calls):06d}.npy"
+        np.save(path, topk_indices[: positions.shape[0]].numpy(), allow_pickle=False)
+        function(*args)
+
+    return attend
+
+
 # Name -> attribute of dsa_plugin.attention -> what replaces it.
 MUTATIONS: dict[str, dict[str, Wrapper]] = {
     # Query and key of the indexer rotate pairs where the model rotates halves, or the reverse.
@@ -158,4 +175,6 @@ MUTATIONS: dict[str, dict[str, Wrapper]] = {
     # Without YaRN's mscale^2 (factor 40); in GLM, just wrong.
     "softmax_scale": {"sparse_mla": _argument(3, lambda scale: scale / 1.8738542)},
     "shared_selection_lost": {"attend": _selection_lost},
+    # Breaks nothing.
+    "record_selection": {"attend": _recorded},
 }

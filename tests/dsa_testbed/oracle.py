@@ -63,9 +63,15 @@ def oracle_answers(
     ]
 
 
-def oracle_forward(checkpoint: Path, tokens: Tokens, *, dtype: str = "float32") -> Forward:
-    """The reference's log-probabilities at every position, and what its indexers selected."""
-    [path] = _answer_files(checkpoint, [{"mode": "forward", "tokens": tokens}], dtype)
+def oracle_forward(
+    checkpoint: Path, tokens: Tokens, *, dtype: str = "float32", fp8_caches: bool = False
+) -> Forward:
+    """The reference's log-probabilities at every position, and what its indexers selected.
+
+    fp8_caches: round what is cached, and the indexer's queries, to fp8 (rounding.py).
+    """
+    key = {"mode": "forward", "tokens": tokens, "fp8_caches": fp8_caches}
+    [path] = _answer_files(checkpoint, [key], dtype)
     with np.load(path, allow_pickle=False) as arrays:
         topk = {int(k.removeprefix("topk_")): arrays[k] for k in arrays if k.startswith("topk_")}
         return Forward(arrays["logprobs"], topk)
@@ -92,7 +98,9 @@ def _answer_files(checkpoint: Path, keys: list[dict[str, Any]], dtype: str) -> l
             "checkpoint with the same values in fp32, <family>-fp8_dequant"
         )
     versions = [importlib.metadata.version("transformers"), dtype]
-    folder = cache_root() / "oracle" / f"{checkpoint.name}-{_checkpoint_digest(checkpoint)}"
+    # Without the key of the checkpoint's recipe: the same weights keep their answers.
+    name = checkpoint.name.rpartition("-")[0] or checkpoint.name
+    folder = cache_root() / "oracle" / f"{name}-{_checkpoint_digest(checkpoint)}"
     suffix = {"generate": ".json", "forward": ".npz"}
     paths = [folder / (digest(versions, key) + suffix[key["mode"]]) for key in keys]
     missing = {path: key for path, key in zip(paths, keys, strict=True) if not path.exists()}

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from dsa_testbed.checkpoint import load_config
+from dsa_testbed.rounding import Fp8Cache
 
 # Named, not AutoModel: see oracle.py.
 _CLASSES = {
@@ -47,9 +48,9 @@ def load(checkpoint: Path, dtype: torch.dtype) -> Any:
 class Run:
     """One sequence: prefill in chunks, then token by token, with transformers' own cache."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, fp8_caches: bool = False) -> None:
         self.model = model
-        self.cache = DynamicCache(config=model.config)
+        self.cache = (Fp8Cache if fp8_caches else DynamicCache)(config=model.config)
         self.length = 0
 
     def __call__(self, tokens: list[int], progress: Callable[[int], None] | None = None) -> Tensor:
@@ -108,7 +109,7 @@ def forward(
 ) -> dict[str, np.ndarray[Any, Any]]:
     """Teacher-forced log-probabilities and the indexers' selections."""
     topk: dict[int, list[Tensor]] = {}
-    run = Run(model)
+    run = Run(model, fp8_caches=job["fp8_caches"])
 
     def record(layer: int) -> Callable[..., None]:
         def hook(_module: Any, _inputs: Any, output: Tensor) -> None:
@@ -180,7 +181,9 @@ def main() -> None:
     progress = Progress(checkpoint.name, request["jobs"])
     for job in request["jobs"]:
         compute = generate if job["mode"] == "generate" else forward
-        _write(Path(job["file"]), compute(model, job, progress))
+        # Another run may have answered it meanwhile.
+        if not Path(job["file"]).exists():
+            _write(Path(job["file"]), compute(model, job, progress))
         progress.finish(len(job["tokens"]))
 
 

@@ -28,6 +28,7 @@ DEFAULT_GAINS = {
     "mlp": 0.3,
     "experts": 0.15,
     "lm_head": 4.0,  # std of the logits
+    "self_avoidance": 12.0,  # taken off the logit of the token just read
     # RMSNorm of the latents undoes this gain. It makes the norm's epsilon vanish: transformers
     # fixes it at 1e-6 while servers take rms_norm_eps, which is 1e-5 in GLM.
     "latent": 10.0,
@@ -107,6 +108,8 @@ def _values(recipe: Recipe) -> Iterator[Named]:
     draw = _Draw(recipe.seed, "")
     embedding = draw("model.embed_tokens.weight", vocab, hidden)
     head_name, head = draw.linear("lm_head", vocab, hidden, gain["lm_head"])
+    # The last token weighs most in its successor. One that followed itself would do so for ever.
+    head -= gain["self_avoidance"] / hidden * embedding[1]
     # A zero logit never wins against the largest of two thousand, so no answer ends early.
     head[:NUM_SPECIAL_TOKENS] = 0
     final_norm = draw.norm("model.norm", hidden)

@@ -16,6 +16,8 @@ from dsa_kernels.layout import (
 )
 from dsa_kernels.workspace import TILE_BYTES, scratch
 
+_PIECE = 512  # latents converted to fp32 at a time: 1.2 MB, about a core's second-level cache
+
 
 def sparse_mla(
     q: Tensor,
@@ -90,12 +92,33 @@ def _gather(cache: Tensor, slots: Tensor, dtype: torch.dtype) -> Tensor:
 def _dequantise(packed: Tensor, dtype: torch.dtype) -> Tensor:
     """[n, 656] uint8 -> [n, 576] of `dtype`; each value is rounded once."""
     (nope,), (scale,), (rope,) = latent_fp8_views(packed[None])
-    value = scratch("value", (packed.shape[0], KV_LORA_RANK), torch.float32, packed.device)
-    decode_e4m3(nope, value).view(-1, LATENT_SCALES, FP8_BLOCK).mul_(scale[..., None])
     latent = scratch("latent", (packed.shape[0], LATENT_DIM), dtype, packed.device)
-    latent[:, :KV_LORA_RANK] = value
+    for first in range(0, packed.shape[0], _PIECE):
+        piece = slice(first, first + _PIECE)
+        value = scratch("value", tuple(nope[piece].shape), torch.float32, packed.device)
+        blocks = decode_e4m3(nope[piece], value).view(-1, LATENT_SCALES, FP8_BLOCK)
+        blocks.mul_(scale[piece, :, None])
+        latent[piece, :KV_LORA_RANK] = value
     latent[:, KV_LORA_RANK:] = rope
     return latent
+
+
+def _score(q: Tensor, latent: Tensor) -> Tensor:
+    """q [rows, heads, 576] . latent [rows, k, 576] -> [rows, k, heads] fp32.
+
+    Keys are the left operand: with few heads the other order is half as fast.
+    """
+    rows, k, _ = latent.shape
+    query = q.float().transpose(1, 2)
+    scores = scratch("scores", (rows, k, q.shape[1]), torch.float32, q.device)
+    if latent.dtype == torch.float32:
+        return torch.bmm(latent, query, out=scores)
+    step = max(1, _PIECE // rows)
+    for first in range(0, k, step):
+        piece = latent[:, first : first + step]
+        key = scratch("key", tuple(piece.shape), torch.float32, q.device).copy_(piece)
+        scores[:, first : first + step] = torch.bmm(key, query)
+    return scores
 
 
 def _attend(
@@ -104,12 +127,7 @@ def _attend(
     """One tile: q [rows, heads, 576] over latent [rows, k, 576]."""
     rows, heads, _ = q.shape
     k = latent.shape[1]
-    key = latent
-    if latent.dtype != torch.float32:
-        key = scratch("key", tuple(latent.shape), torch.float32, latent.device).copy_(latent)
-    # Keys as the left operand: with few heads the product of the other order is half as fast.
-    scores = scratch("scores", (rows, k, heads), torch.float32, q.device)
-    torch.bmm(key, q.float().transpose(1, 2), out=scores)
+    scores = _score(q, latent)
     weights = scratch("weights", (rows, heads, k), torch.float32, q.device)
     torch.mul(scores.transpose(1, 2), softmax_scale, out=weights)
     weights.masked_fill_(~valid[:, None], -torch.inf)

@@ -1,0 +1,54 @@
+"""The exactness test has power: with one thing broken inside the live server, tokens differ.
+
+`make test-all` runs every mutation, `make test` the two subtlest; `pytest -rP` prints how many
+prompts noticed each.
+"""
+
+import pytest
+
+from dsa_testbed.checkpoint import make_checkpoint
+from dsa_testbed.exactness import ARGS, ENV, MAX_TOKENS, mismatches
+from dsa_testbed.prompts import ci_set
+from dsa_testbed.server import VllmServer
+
+IN_CI = {"topk_minus_one", "index_key_not_written_short_prompt"}
+MUTATIONS = [
+    ("v32", "indexer_rope_style"),
+    ("v32", "index_query_rope_style"),
+    ("v32", "query_rope_style"),
+    ("v32", "hadamard_one_side"),
+    ("v32", "topk_minus_one"),
+    ("v32", "own_token_invisible"),
+    ("v32", "dense_attention"),
+    ("v32", "index_key_not_written_short_prompt"),
+    ("v32", "stale_index_page"),
+    ("v32", "index_key_bias"),
+    ("v32", "index_weights_unsigned"),
+    ("v32", "softmax_scale"),
+    ("glm5", "indexer_rope_style"),
+    ("glm52", "shared_selection_lost"),
+]
+
+
+def _params() -> list[object]:
+    return [
+        pytest.param(
+            family,
+            mutation,
+            id=f"{family} {mutation}",
+            marks=[pytest.mark.serving, *([] if mutation in IN_CI else [pytest.mark.matrix])],
+        )
+        for family, mutation in MUTATIONS
+    ]
+
+
+@pytest.mark.parametrize(("family", "mutation"), _params())
+def test_a_mutation_is_noticed(family: str, mutation: str) -> None:
+    checkpoint = make_checkpoint(family)
+    # Those past 4,096 tokens add minutes and no power.
+    prompts = [prompt for prompt in ci_set() if len(prompt.tokens) < 1000]
+    with VllmServer(checkpoint, ARGS, ENV, mutation=mutation) as server:
+        assert f"dsa test mutation applied: {mutation}" in server.log_text()
+        noticed = mismatches(server, checkpoint, prompts, MAX_TOKENS)
+    print(f"{family} {mutation}: {len(noticed)} of {len(prompts)} prompts differ")
+    assert noticed

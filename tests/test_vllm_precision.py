@@ -1,0 +1,115 @@
+"""Teacher-forced log-probabilities in bf16 and with fp8 caches, beside references that round alike.
+
+bf16: the served model may be no further from the fp32 reference than BF16_FACTOR times
+transformers' own bf16 is; both round at every module, in different orders. fp8: an fp32 model with
+fp8 caches must equal the fp32 reference whose caches round to fp8 (dsa_testbed/rounding.py) up to
+fp32 noise, except downstream of a value that noise carried across a rounding boundary.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from dsa_testbed.checkpoint import load_config, make_checkpoint
+from dsa_testbed.exactness import ENV
+from dsa_testbed.oracle import Forward, oracle_forward
+from dsa_testbed.prompts import text_tokens
+from dsa_testbed.server import VllmServer
+
+pytestmark = [pytest.mark.serving, pytest.mark.matrix]
+
+POSITIONS = 2112
+TOKENS = text_tokens(5_000, POSITIONS)
+ARGS = ["--max-model-len", "4352", "--max-num-batched-tokens", "512", "--max-logprobs", "8"]
+BF16_FACTOR = 1.5
+Array = npt.NDArray[Any]
+
+
+def forward(
+    checkpoint: Path, args: list[str], env: dict[str, str], record: Path
+) -> tuple[Array, list[Array]]:
+    """Served log-probabilities of TOKENS[1:]; each layer's selection, [POSITIONS, index_topk]."""
+    layers = load_config(checkpoint)["num_hidden_layers"]
+    env = ENV | env | {"DSA_TEST_RECORD": str(record)}
+    with VllmServer(checkpoint, [*ARGS, *args], env, mutation="record_selection") as server:
+        for stale in record.iterdir():
+            stale.unlink()
+        raw = server.complete(TOKENS, 1, prompt_logprobs=0).raw
+    entries = raw["choices"][0]["prompt_logprobs"][1:]
+    logprobs = [
+        entry[str(token)]["logprob"] for entry, token in zip(entries, TOKENS[1:], strict=True)
+    ]
+    calls = [np.load(path, allow_pickle=False) for path in sorted(record.iterdir())]
+    selections = [np.concatenate(calls[layer::layers])[:POSITIONS] for layer in range(layers)]
+    return np.array(logprobs), selections
+
+
+def of_actual_tokens(reference: Forward) -> Array:
+    return reference.logprobs[np.arange(POSITIONS - 1), TOKENS[1:]]
+
+
+def overlap(selections: list[Array], reference: Forward) -> float:
+    """Share of the reference's selected tokens that ours selected too, over all scored rows."""
+    hits = total = 0
+    for layer, theirs in reference.topk_indices.items():
+        for ours_row, theirs_row in zip(selections[layer], theirs, strict=True):
+            wanted = set(theirs_row[theirs_row >= 0].tolist())
+            hits += len(wanted & set(ours_row[ours_row >= 0].tolist()))
+            total += len(wanted)
+    return hits / total
+
+
+def error(values: Array, truth: Array) -> float:
+    return float(np.sqrt(np.mean((values - truth) ** 2)))
+
+
+@pytest.mark.parametrize("family", ["v32", "glm52"])
+def test_bf16(family: str, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(f"{family}-bf16")
+    truth = oracle_forward(make_checkpoint(family), TOKENS)
+    eager = oracle_forward(checkpoint, TOKENS, dtype="bfloat16")
+    logprobs, selections = forward(checkpoint, [], {}, tmp_path)
+    ours, theirs = (
+        error(values, of_actual_tokens(truth)) for values in (logprobs, of_actual_tokens(eager))
+    )
+    shared = overlap(selections, truth)
+    eager_shared = overlap(
+        [eager.topk_indices.get(layer, np.empty((0, 0))) for layer in range(len(selections))], truth
+    )
+    print(
+        f"{family} bf16, {POSITIONS - 1} positions: rms error of log-probabilities against fp32 "
+        f"{ours:.4f}, transformers' bf16 {theirs:.4f}; top-k overlap {shared:.4f}, "
+        f"transformers' {eager_shared:.4f}"
+    )
+    assert ours <= BF16_FACTOR * theirs
+    assert 1 - shared <= BF16_FACTOR * (1 - eager_shared)
+
+
+@pytest.mark.parametrize("family", ["v32", "glm52"])
+def test_fp8_caches(family: str, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(family)
+    exact = oracle_forward(checkpoint, TOKENS)
+    rounded = oracle_forward(checkpoint, TOKENS, fp8_caches=True)
+    args = ["--dtype", "float32", "--kv-cache-dtype", "fp8_ds_mla"]
+    logprobs, selections = forward(checkpoint, args, {"DSA_INDEX_CACHE_DTYPE": "fp8"}, tmp_path)
+    difference = np.abs(logprobs - of_actual_tokens(rounded))
+    effect = np.abs(of_actual_tokens(exact) - of_actual_tokens(rounded))
+    shared = overlap(selections, rounded)
+    report = {
+        "median difference": float(np.median(difference)),
+        "rms difference": error(logprobs, of_actual_tokens(rounded)),
+        "largest difference": float(difference.max()),
+        "median effect of fp8": float(np.median(effect)),
+        "rms effect of fp8": error(of_actual_tokens(exact), of_actual_tokens(rounded)),
+        "top-k overlap": shared,
+        "top-k overlap of fp8 with fp32": overlap(selections, exact),
+    }
+    print(f"{family} fp8 caches, {POSITIONS - 1} positions: {json.dumps(report)}")
+    # What fp8 changes is seen, and all but a small part of it is the reference's change too.
+    assert report["median difference"] <= 0.1 * report["median effect of fp8"]
+    assert report["rms difference"] <= 0.5 * report["rms effect of fp8"]
+    assert shared >= 0.995
