@@ -38,7 +38,7 @@ class Cell:
 FAMILIES = ("v32", "glm5", "glm52")
 CELLS = [
     Cell("v32", tuple(TIGHT), full=False),
-    Cell("glm52", tuple(TIGHT + MTP), full=False),
+    Cell("glm52", tuple(TIGHT), full=False),
     *(Cell(family, tuple(TIGHT)) for family in FAMILIES),
     *(Cell(family, tuple(TWO_RANKS)) for family in FAMILIES),
     *(Cell(family, tuple(MTP)) for family in FAMILIES),

@@ -121,6 +121,11 @@ class VllmServer:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        # Whatever becomes of this process, its end of the pipe closes and the group goes with it.
+        kill_group = f"read _; kill -9 -{self._process.pid}"
+        self._watchdog = subprocess.Popen(
+            ["sh", "-c", kill_group], stdin=subprocess.PIPE, start_new_session=True
+        )
         self._started = time.monotonic()
 
     def wait_until_ready(self) -> None:
@@ -167,6 +172,8 @@ class VllmServer:
         # Workers that outlive the main process would hold cores and memory.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+        self._watchdog.kill()
+        self._watchdog.communicate()
         self._client.close()
         return process.wait()
 

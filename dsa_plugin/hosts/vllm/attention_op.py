@@ -39,8 +39,10 @@ def _dsa_attention(
     metadata = batch[layer_name]
     tokens = metadata.num_tokens
     positions = positions[:tokens]
+    # Before 0.30 the host calls this after loading for its own attention classes only.
+    mla = layer.mla or layer.process_weights_after_loading(q.dtype)
 
-    attention.write_latent(layer.mla, kv[:tokens], positions, layer.kv_cache, metadata)
+    attention.write_latent(mla, kv[:tokens], positions, layer.kv_cache, metadata)
     if index_q is not None and index_k is not None and index_weights is not None:
         assert layer.indexer is not None
         indexer, cache = layer.indexer.constants, layer.indexer.k_cache.kv_cache
@@ -51,7 +53,7 @@ def _dsa_attention(
             )
             attention.select(indexer, inputs, positions, cache, metadata, layer.topk_indices_buffer)
     attention.attend(
-        layer.mla,
+        mla,
         q[:tokens],
         positions,
         layer.kv_cache,

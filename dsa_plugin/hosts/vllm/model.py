@@ -204,10 +204,11 @@ class DSAAttention(CacheLayer):
         self.indexer: DSAIndexer | None = mla_modules.indexer
         self.topk_indices_buffer: Tensor = mla_modules.topk_indices_buffer
         self.skip_topk = skip_topk
+        self.mla: attention.MLAWeights | None = None
         # On CPUs the host otherwise packs this weight into a form that cannot be read back.
         self.kv_b_proj._cpu_skip_gemm_dispatch = True
 
-    def process_weights_after_loading(self, act_dtype: torch.dtype) -> None:
+    def process_weights_after_loading(self, act_dtype: torch.dtype) -> attention.MLAWeights:
         """Split kv_b_proj into W_UK and W_UV for the absorbed form."""
         weight = get_and_maybe_dequant_weights(self.kv_b_proj, out_dtype=act_dtype)
         heads = weight.view(self.num_heads, self.qk_nope_head_dim + self.v_head_dim, -1)
@@ -223,6 +224,7 @@ class DSAAttention(CacheLayer):
         )
         if self.indexer is not None:
             self.indexer.set_constants(cos_sin_cache)
+        return self.mla
 
     def forward(
         self,
