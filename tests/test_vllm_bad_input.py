@@ -153,3 +153,9 @@ def test_a_server_ends_with_the_reason(checkpoint: Path) -> None:
     with pytest.raises(ServerError) as caught, VllmServer(checkpoint, env={"DSA_PLUGIN": "yes"}):
         pass
     assert "DSA_PLUGIN='yes'; allowed: auto, on, off" in str(caught.value)
+
+
+def test_pipeline_stage_without_a_selection() -> None:
+    """glm52's layers are full, full, shared ...: a stage may not start at a shared one."""
+    message = refusal(make_checkpoint("glm52"), pipeline_parallel_size=2)
+    assert "--pipeline-parallel-size 2: stage 1 would start at layer 3" in message

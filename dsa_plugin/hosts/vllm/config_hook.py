@@ -33,7 +33,7 @@ def verify_and_update_config(vllm_config: VllmConfig, reason: str) -> None:
     config = DSAConfig.from_hf(hf_config)
     config.check_tensor_parallel(vllm_config.parallel_config.tensor_parallel_size)
     reasons = [
-        *_unsupported_parallelism(vllm_config.parallel_config),
+        *_unsupported_parallelism(vllm_config.parallel_config, config),
         *_unsupported_cache(vllm_config.cache_config, str(model_config.dtype)),
     ]
     if reasons:
@@ -80,8 +80,19 @@ def index_cache_is_fp8() -> bool:
     return choice == "fp8" or (choice == "auto" and not current_platform.is_cpu())
 
 
-def _unsupported_parallelism(parallel: ParallelConfig) -> list[str]:
+def _unsupported_parallelism(parallel: ParallelConfig, config: DSAConfig) -> list[str]:
+    from vllm.distributed.utils import get_pp_indices
+
     reasons = []
+    stages = parallel.pipeline_parallel_size
+    for stage in range(1, stages):
+        first, _ = get_pp_indices(config.num_hidden_layers, stage, stages)
+        if config.indexer_types[first] == "shared":
+            reasons.append(
+                f"--pipeline-parallel-size {stages}: stage {stage} would start at layer {first}, "
+                "which reuses the selection of a layer on the stage before; choose another size, "
+                "or VLLM_PP_LAYER_PARTITION so that each stage starts at a layer with an indexer"
+            )
     for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
         size = getattr(parallel, name, 1)
         if size > 1:
