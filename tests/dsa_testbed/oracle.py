@@ -70,7 +70,9 @@ def oracle_forward(
 
     fp8_caches: round what is cached, and the indexer's queries, to fp8 (rounding.py).
     """
-    key = {"mode": "forward", "tokens": tokens, "fp8_caches": fp8_caches}
+    # The answer depends on that file, too.
+    rounding = fp8_caches and file_digest(Path(__file__).with_name("rounding.py"))
+    key = {"mode": "forward", "tokens": tokens, "fp8_caches": rounding}
     [path] = _answer_files(checkpoint, [key], dtype)
     with np.load(path, allow_pickle=False) as arrays:
         topk = {int(k.removeprefix("topk_")): arrays[k] for k in arrays if k.startswith("topk_")}

@@ -109,7 +109,7 @@ def forward(
 ) -> dict[str, np.ndarray[Any, Any]]:
     """Teacher-forced log-probabilities and the indexers' selections."""
     topk: dict[int, list[Tensor]] = {}
-    run = Run(model, fp8_caches=job["fp8_caches"])
+    run = Run(model, fp8_caches=bool(job["fp8_caches"]))
 
     def record(layer: int) -> Callable[..., None]:
         def hook(_module: Any, _inputs: Any, output: Tensor) -> None:

@@ -15,6 +15,10 @@ _E4M3_MAX = 448.0
 class Fp8Cache(DynamicCache):  # type: ignore[misc]  # transformers is Any to mypy
     """transformers' cache of a DSA model, holding what the fp8 layouts can hold."""
 
+    def __init__(self, config: Any) -> None:
+        super().__init__(config=config)
+        self._keys = _PairedKeys if config.model_type == "glm_moe_dsa" else _Keys
+
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
@@ -27,18 +31,40 @@ class Fp8Cache(DynamicCache):  # type: ignore[misc]  # transformers is Any to my
 
     def update_indexer(self, key_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         """Index keys [B, S, 128], rotated, in e4m3 with a power-of-two scale for each token."""
-        keys = super().update_indexer(_rotated_e4m3(key_states), layer_idx, *args, **kwargs)
-        return keys.as_subclass(_Keys)
+        keys = super().update_indexer(self._keys.rounded(key_states), layer_idx, *args, **kwargs)
+        return keys.as_subclass(self._keys)
 
 
 class _Keys(Tensor):
     """Index keys that round the queries they are multiplied with, as the indexer's fp8 does."""
 
     @classmethod
+    def rounded(cls, x: Tensor) -> Tensor:
+        """Index queries or keys [..., 128] as the fp8 cache and scores see them."""
+        return _rotated_e4m3(x)
+
+    @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.matmul and not isinstance(args[0], _Keys):
-            return torch.matmul(_rotated_e4m3(args[0]), args[1].as_subclass(Tensor))
+            dots = torch.matmul(cls.rounded(args[0]), args[1].as_subclass(Tensor))
+            # indexer_logits on a CPU: each head's dot product is rounded to bf16.
+            return dots.bfloat16().float()
         return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
+
+
+class _PairedKeys(_Keys):
+    """Of an interleaved indexer: transformers leaves rotated pairs as halves, the cache as pairs.
+
+    Scores do not depend on the order; what the Hadamard rotation makes of a key, and so its
+    rounding, does.
+    """
+
+    @classmethod
+    def rounded(cls, x: Tensor) -> Tensor:
+        pairs = x[..., :64].unflatten(-1, (2, 32)).transpose(-1, -2).flatten(-2)
+        back = _rotated_e4m3(torch.cat((pairs, x[..., 64:]), -1))
+        halves = back[..., :64].unflatten(-1, (32, 2)).transpose(-1, -2).flatten(-2)
+        return torch.cat((halves, back[..., 64:]), -1)
 
 
 def _rotated_e4m3(x: Tensor) -> Tensor:
