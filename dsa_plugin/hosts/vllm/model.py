@@ -6,6 +6,7 @@ the attention and of the MTP draft, with its own parameter names, quantisation a
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class DSAForCausalLM(DeepseekV2ForCausalLM):
     """DeepseekV32ForCausalLM and GlmMoeDsaForCausalLM."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        with attention_classes(Indexer=DSAIndexer, MultiHeadLatentAttentionWrapper=DSAAttention):
+        with _our_attention():
             super().__init__(vllm_config=vllm_config, prefix=prefix)
 
 
@@ -39,13 +40,13 @@ class DSAMTP(DeepSeekMTP):
     """The multi-token-prediction draft; before 0.30 its architecture name covers dense V3 too."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        if hasattr(vllm_config.model_config.hf_config, "index_topk"):
-            with attention_classes(
-                Indexer=DSAIndexer, MultiHeadLatentAttentionWrapper=DSAAttention
-            ):
-                super().__init__(vllm_config=vllm_config, prefix=prefix)
-        else:
+        dsa = hasattr(vllm_config.model_config.hf_config, "index_topk")
+        with _our_attention() if dsa else nullcontext():
             super().__init__(vllm_config=vllm_config, prefix=prefix)
+
+
+def _our_attention() -> AbstractContextManager[None]:
+    return attention_classes(Indexer=DSAIndexer, MultiHeadLatentAttentionWrapper=DSAAttention)
 
 
 class CacheLayer(nn.Module, AttentionLayerBase):
