@@ -12,9 +12,14 @@ import torch
 from torch import Tensor
 
 from dsa_kernels.cache_write import apply_rope, index_cache_write, index_query, latent_cache_write
-from dsa_kernels.indexer_logits import gather_index_keys, indexer_logits, indexer_logits_paged
+from dsa_kernels.indexer_logits import (
+    gather_index_keys,
+    indexer_logits,
+    indexer_logits_paged,
+    warm_up_indexer,
+)
 from dsa_kernels.layout import KV_LORA_RANK, LATENT_DIM
-from dsa_kernels.sparse_mla import sparse_mla
+from dsa_kernels.sparse_mla import gather_latents, masked_is_faster, masked_mha, sparse_mla
 from dsa_kernels.topk_select import topk_select, topk_slots
 from dsa_plugin.metadata import DSAMetadata, PrefillChunk
 from dsa_plugin.op_counts import count
@@ -64,6 +69,11 @@ class IndexerInputs:
     q: Tensor
     k: Tensor
     weights: Tensor
+
+
+def warm_up(device: torch.device, index_cache_dtype: torch.dtype) -> None:
+    """Prepare what the first requests would otherwise wait for; hosts call it before serving."""
+    warm_up_indexer(device, index_cache_dtype)
 
 
 def write_latent(
@@ -152,7 +162,7 @@ def attend(
     topk_indices: Tensor,
     out: Tensor,
 ) -> None:
-    """Sparse MLA over the selected latents.
+    """MLA over the selected latents: of short prefills expanded and masked, else gathered.
 
     Args:
         mla: the layer.
@@ -163,30 +173,58 @@ def attend(
         topk_indices: [>= T, index_topk] int32, positions within each row's request.
         out: [T, heads, v_head_dim], written.
     """
-    count("topk_slots")
-    slots = topk_slots(
-        topk_indices[: metadata.num_tokens],
-        metadata.block_table,
-        metadata.request_ids,
-        metadata.block_size,
-    )
-    count("sparse_mla")
-    latent, _ = sparse_mla(_absorb(mla, q, positions), cache, slots, mla.softmax_scale)
-    torch.bmm(latent.transpose(0, 1), mla.w_uv, out=out.transpose(0, 1))
-
-
-def _absorb(mla: MLAWeights, q: Tensor, positions: Tensor) -> Tensor:
-    """[T, heads, nope + 64] -> [T, heads, 576]: q_nope through W_UK, q_pe rotated."""
     nope = mla.w_uk.shape[1]
-    absorbed = q.new_empty(q.shape[0], q.shape[1], LATENT_DIM)
-    torch.bmm(
-        q[..., :nope].transpose(0, 1),
-        mla.w_uk,
-        out=absorbed[..., :KV_LORA_RANK].transpose(0, 1),
-    )
-    absorbed[..., KV_LORA_RANK:] = apply_rope(
-        q[..., nope:], positions, mla.cos_sin_cache, interleaved=True
-    )
+    q_nope = q[..., :nope]
+    q_pe = apply_rope(q[..., nope:], positions, mla.cos_sin_cache, interleaved=True)
+    masked = [
+        chunk
+        for chunk in metadata.prefill_chunks
+        if masked_is_faster(
+            q.device, chunk.end - chunk.start, chunk.num_keys, topk_indices.shape[1]
+        )
+    ]
+    for chunk in masked:
+        rows = slice(chunk.start, chunk.end)
+        count("masked_mha")
+        block_table = metadata.block_table[chunk.request]
+        latent = gather_latents(cache, block_table, chunk.num_keys, q.dtype)
+        k, v = _expand(mla, latent)
+        query = torch.cat((q_nope[rows], q_pe[rows]), -1)
+        masked_mha(query, k, v, topk_indices[rows], mla.softmax_scale, out=out[rows])
+    for rows in _other_rows(masked, metadata.num_tokens):
+        count("topk_slots")
+        slots = topk_slots(
+            topk_indices[rows],
+            metadata.block_table,
+            metadata.request_ids[rows],
+            metadata.block_size,
+        )
+        count("sparse_mla")
+        query = _absorb(mla, q_nope[rows], q_pe[rows])
+        attended, _ = sparse_mla(query, cache, slots, mla.softmax_scale)
+        torch.bmm(attended.transpose(0, 1), mla.w_uv, out=out[rows].transpose(0, 1))
+
+
+def _other_rows(chunks: list[PrefillChunk], num_tokens: int) -> list[slice]:
+    """The rows before, between and after chunks."""
+    starts = [0, *(chunk.end for chunk in chunks)]
+    ends = [*(chunk.start for chunk in chunks), num_tokens]
+    return [slice(start, end) for start, end in zip(starts, ends, strict=True) if start < end]
+
+
+def _expand(mla: MLAWeights, latent: Tensor) -> tuple[Tensor, Tensor]:
+    """[N, 576] -> k [heads, N, nope + 64] and v [heads, N, v_head_dim]."""
+    latent, k_pe = latent.split([KV_LORA_RANK, LATENT_DIM - KV_LORA_RANK], dim=-1)
+    k_nope = latent @ mla.w_uk.transpose(1, 2)
+    k_pe = k_pe.expand(k_nope.shape[0], -1, -1)
+    return torch.cat((k_nope, k_pe), -1), latent @ mla.w_uv
+
+
+def _absorb(mla: MLAWeights, q_nope: Tensor, q_pe: Tensor) -> Tensor:
+    """[T, heads, nope] through W_UK, and [T, heads, 64] -> [T, heads, 576]."""
+    absorbed = q_nope.new_empty(*q_nope.shape[:2], LATENT_DIM)
+    torch.bmm(q_nope.transpose(0, 1), mla.w_uk, out=absorbed[..., :KV_LORA_RANK].transpose(0, 1))
+    absorbed[..., KV_LORA_RANK:] = q_pe
     return absorbed
 
 

@@ -22,6 +22,7 @@ OPS = (
     "indexer_logits_paged",
     "topk_select",
     "topk_slots",
+    "masked_mha",
     "sparse_mla",
 )
 _WIDTH = 12

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dsa_kernels.indexer_logits import (
+    api,
+    cpu,
     gather_index_keys,
     indexer_logits,
     indexer_logits_paged,
@@ -24,6 +27,14 @@ pytestmark = pytest.mark.usefixtures("poisoned_empty")
 FP8 = torch.float8_e4m3fn
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, FP8]
 LENGTHS = [1, 63, 64, 65, 127, 128, 129, 200]
+
+
+@pytest.fixture(params=[cpu, reference], ids=["cpu", "reference"], autouse=True, scope="module")
+def implementation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test runs what a CPU runs, and the specification."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "cpu", request.param)
+        yield
 
 
 def truth(q: Tensor, weights: Tensor, k: Tensor, k_scale: Tensor | None = None) -> Tensor:
@@ -130,8 +141,8 @@ def test_tiling_changes_nothing(data: st.DataObject) -> None:
     end = torch.tensor([data.draw(st.integers(0, keys)) for _ in range(rows)])
     with pytest.MonkeyPatch.context() as patch:
         queries = data.draw(st.sampled_from([8, 24, 80]))
-        patch.setattr(reference, "_TILE_QUERIES", queries)
-        patch.setattr(reference, "_TILE_ELEMENTS", queries * data.draw(st.integers(1, 70)))
+        patch.setattr(cpu, "_TILE_QUERIES", queries)
+        patch.setattr(cpu, "_TILE_ELEMENTS", queries * data.draw(st.integers(1, 70)))
         result = indexer_logits(q, weights, k, start, end)
     assert_within(result, mask(truth(q, weights, k), start, end), bound(q, weights, k))
 
@@ -227,8 +238,8 @@ def test_paged(dtype: torch.dtype, block_size: int, next_n: int) -> None:
 def test_paged_tiling_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, next_n: int, keys_a_tile: int
 ) -> None:
-    monkeypatch.setattr(reference, "_TILE_QUERIES", 16)
-    monkeypatch.setattr(reference, "_TILE_ELEMENTS", 16 * keys_a_tile)
+    monkeypatch.setattr(cpu, "_TILE_QUERIES", 16)
+    monkeypatch.setattr(cpu, "_TILE_ELEMENTS", 16 * keys_a_tile)
     cache, length = make_index_cache(torch.float32, 40, 16), 205
     table = make_block_table([length] * 3, 16, 40, shared=2)
     k = torch.randn(3, length, 128)

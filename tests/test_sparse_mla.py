@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,14 +13,32 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dsa_kernels import workspace
-from dsa_kernels.sparse_mla import reference, sparse_mla
+from dsa_kernels.sparse_mla import (
+    api,
+    cpu,
+    gather_latents,
+    masked_is_faster,
+    masked_mha,
+    reference,
+    sparse_mla,
+)
 from dsa_kernels.testing import error, make_latent_cache
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
 SCALE = 192**-0.5
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+# torch's flash attention, which a CPU runs, has a shorter exponential for 16-bit inputs: 5e-5 seen.
+LSE_ATOL = {torch.float32: 1e-5, torch.bfloat16: 1e-4, torch.float16: 1e-4}
 HOSTILE = [-(2**31), -1, -2, 2**31 - 1]
+
+
+@pytest.fixture(params=[cpu, reference], ids=["cpu", "reference"], autouse=True, scope="module")
+def implementation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test runs what a CPU runs, and the specification."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "cpu", request.param)
+        yield
 
 
 def truth(q: Tensor, latents: Tensor, slots: Tensor, scale: float = SCALE) -> tuple[Tensor, Tensor]:
@@ -67,7 +86,7 @@ def test_against_fp64(dtype: torch.dtype, heads: int, k: int) -> None:
     # P and the result are rounded to q's dtype; scores and lse are fp32 whatever it is.
     limit = {torch.float32: 1e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}[dtype]
     assert error(out, expected).rms < limit
-    torch.testing.assert_close(lse.double(), expected_lse, atol=1e-5, rtol=2e-6)
+    torch.testing.assert_close(lse.double(), expected_lse, atol=LSE_ATOL[dtype], rtol=2e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -79,7 +98,7 @@ def test_larger_than_a_tile(dtype: torch.dtype, rows: int, k: int) -> None:
     out, lse = sparse_mla(q, cache, slots.int(), SCALE)
     expected, expected_lse = truth(q, values, slots)
     assert error(out, expected).rms < (1e-6 if dtype == torch.float32 else 2.0**-8)
-    torch.testing.assert_close(lse.double(), expected_lse, atol=1e-5, rtol=2e-6)
+    torch.testing.assert_close(lse.double(), expected_lse, atol=LSE_ATOL[dtype], rtol=2e-6)
 
 
 def test_bf16_is_as_good_as_eager() -> None:
@@ -121,7 +140,7 @@ def test_hostile_slots(dtype: torch.dtype, data: st.DataObject) -> None:
     assert not out.isnan().any()
     tolerance = 1e-5 if dtype == torch.float32 else 0.05
     torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=tolerance)
-    torch.testing.assert_close(lse.double(), expected_lse, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(lse.double(), expected_lse, atol=LSE_ATOL[dtype], rtol=1e-5)
 
 
 def test_every_row_empty() -> None:
@@ -242,7 +261,7 @@ def test_fp8_cache(dtype: torch.dtype, block_size: int) -> None:
     expected, expected_lse = truth(q, values, slots)
     limit = {torch.float32: 2e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}[dtype]
     assert error(out, expected).rms < limit
-    torch.testing.assert_close(lse.double(), expected_lse, atol=2e-5, rtol=2e-6)
+    torch.testing.assert_close(lse.double(), expected_lse, atol=2 * LSE_ATOL[dtype], rtol=2e-6)
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,12 +275,84 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         largest = max(largest, tensor.nbytes)
         return tensor
 
-    monkeypatch.setattr(reference, "scratch", measured)
+    monkeypatch.setattr(cpu, "scratch", measured)
     used = torch.arange(640)
     cache, _ = filled_cache(torch.bfloat16, 10, 64, used)
     q = torch.randn(200, 4, 576).bfloat16()
-    sparse_mla(q, cache, random_slots(200, 300, used), SCALE)
+    cpu.sparse_mla(q, cache, random_slots(200, 300, used), SCALE)
     assert 1 << 20 < largest <= workspace.TILE_BYTES
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "keys"), [(1, 1), (5, 63), (65, 64), (130, 700)])
+@pytest.mark.parametrize(("heads", "width", "v_width"), [(3, 192, 128), (4, 256, 256)])
+def test_masked_against_fp64(
+    dtype: torch.dtype, rows: int, keys: int, heads: int, width: int, v_width: int
+) -> None:
+    q = torch.randn(rows, heads, width).to(dtype)
+    k, v = torch.randn(heads, keys, width).to(dtype), torch.randn(heads, keys, v_width).to(dtype)
+    selected = torch.rand(rows, keys) < 0.4
+    selected[rows // 2] = False
+    indices = torch.full((rows, keys + 3), -1, dtype=torch.int32)
+    for row, chosen in enumerate(selected):
+        where = chosen.nonzero()[:, 0].int()
+        indices[row, : len(where)] = where[torch.randperm(len(where))]
+    out = masked_mha(q, k, v, indices, SCALE)
+    scores = q.double().transpose(0, 1) @ k.double().transpose(1, 2) * SCALE
+    weights = scores.masked_fill(~selected, -torch.inf).softmax(-1).nan_to_num(0)
+    expected = (weights @ v.double()).transpose(0, 1)
+    assert (out[rows // 2] == 0).all()
+    limit = {torch.float32: 1e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}[dtype]
+    assert error(out, expected).rms < limit
+
+
+def test_masked_is_sparse_expanded() -> None:
+    """The two forms of one attention, over the same cache and selection."""
+    block_table = torch.tensor([4, 1, 7], dtype=torch.int32)
+    position = torch.arange(150)
+    used = block_table.long()[position // 64] * 64 + position % 64
+    cache, _ = filled_cache(torch.float32, 9, 64, used, gap=36)
+    latents = gather_latents(cache, block_table, 150, torch.float32)
+    w_uk, w_uv = torch.randn(4, 128, 512) / 512**0.5, torch.randn(4, 512, 96) / 512**0.5
+    latent, k_pe = latents[:, :512], latents[:, 512:].expand(4, -1, -1)
+    k = torch.cat((latent @ w_uk.transpose(1, 2), k_pe), -1)
+    indices = torch.stack([torch.randperm(150)[:40] for _ in range(7)]).int()
+    q_nope, q_pe = torch.randn(7, 4, 128), torch.randn(7, 4, 64)
+    masked = masked_mha(torch.cat((q_nope, q_pe), -1), k, latent @ w_uv, indices, SCALE)
+    absorbed = torch.cat((torch.einsum("thn,hnc->thc", q_nope, w_uk), q_pe), -1)
+    sparse, _ = sparse_mla(absorbed, cache, used[indices.long()], SCALE)
+    expected = torch.einsum("thc,hcv->thv", sparse, w_uv)
+    torch.testing.assert_close(masked, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_masked_where_it_is_faster() -> None:
+    device = torch.device("cpu")
+    assert masked_is_faster(device, rows=2048, keys=6000, topk=2048)
+    assert not masked_is_faster(device, rows=2048, keys=16384, topk=2048)
+    assert not masked_is_faster(device, rows=8, keys=4096, topk=2048), "expanding costs too much"
+    assert not masked_is_faster(torch.device("cuda"), rows=2048, keys=2048, topk=2048)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"k": torch.zeros(4, 9, 100)}, r"k: shape \(4, 9, 100\).*\[4, N, 192\]"),
+        ({"v": torch.zeros(4, 8, 128)}, r"v: shape \(4, 8, 128\).*\[4, 9, DV\]"),
+        ({"v": torch.zeros(4, 9, 256)}, "v: 256 values a head; at most q's and k's 192"),
+        ({"topk_indices": torch.zeros(3, 2)}, "topk_indices: dtype torch.float32"),
+        ({"k": torch.zeros(4, 9, 192).half()}, "k: dtype torch.float16"),
+    ],
+)
+def test_masked_errors(changes: dict[str, Tensor], message: str) -> None:
+    arguments: dict[str, Any] = {
+        "q": torch.zeros(3, 4, 192),
+        "k": torch.zeros(4, 9, 192),
+        "v": torch.zeros(4, 9, 128),
+        "topk_indices": torch.zeros(3, 2, dtype=torch.int32),
+        "softmax_scale": SCALE,
+    }
+    with pytest.raises(ValueError, match=message):
+        masked_mha(**(arguments | changes))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,9 +12,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dsa_kernels.testing import make_block_table
-from dsa_kernels.topk_select import topk_select, topk_slots
+from dsa_kernels.topk_select import api, cpu, reference, topk_select, topk_slots
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
+
+
+@pytest.fixture(params=[cpu, reference], ids=["cpu", "reference"], autouse=True, scope="module")
+def implementation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test runs what a CPU runs, and the specification."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "cpu", request.param)
+        yield
 
 
 def expected_rows(logits: Tensor, k: int, start: Tensor | None, end: Tensor) -> Tensor:

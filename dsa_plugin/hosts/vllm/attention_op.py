@@ -33,7 +33,7 @@ def _dsa_attention(
     context = get_forward_context()
     layer = cast("DSAAttention", context.no_compile_layers[layer_name])
     if context.attn_metadata is None:
-        _profile(q, out)
+        _profile(layer, q, out)
         return
     batch = cast("dict[str, DSAMetadata]", context.attn_metadata)
     metadata = batch[layer_name]
@@ -64,8 +64,10 @@ def _dsa_attention(
     out[tokens:].zero_()
 
 
-def _profile(q: Tensor, out: Tensor) -> None:
-    """In the host's memory profiling there is no cache: show it the logits workspace instead."""
+def _profile(layer: "DSAAttention", q: Tensor, out: Tensor) -> None:
+    """The host's profiling run has no cache: show it the logits workspace, and prepare the ops."""
+    if layer.indexer is not None:
+        attention.warm_up(q.device, layer.indexer.k_cache.dtype)
     torch.empty(Env.load().logits_workspace_mb << 20, dtype=torch.uint8, device=q.device)
     out.zero_()
 

@@ -1,4 +1,4 @@
-"""Public signatures of indexer_logits. Today every device runs the eager reference."""
+"""Public signatures of indexer_logits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dsa_kernels.checks import check_devices, check_dtype, check_shape
-from dsa_kernels.indexer_logits import reference
+from dsa_kernels.indexer_logits import cpu, reference
 from dsa_kernels.layout import FLOAT_DTYPES, INDEX_HEAD_DIM, check_index_cache
 
 _INT_DTYPES = (torch.int32, torch.int64)
@@ -72,7 +72,8 @@ def indexer_logits(
         k_scale=k_scale,
         out=out,
     )
-    return reference.indexer_logits(q, weights, k, row_start, row_end, k_scale=k_scale, out=out)
+    run = cpu.indexer_logits if q.device.type == "cpu" else reference.indexer_logits
+    return run(q, weights, k, row_start, row_end, k_scale=k_scale, out=out)
 
 
 def indexer_logits_paged(
@@ -129,9 +130,8 @@ def indexer_logits_paged(
         context_lens=context_lens,
         out=out,
     )
-    return reference.indexer_logits_paged(
-        q, weights, cache, block_table, context_lens, max_context_len, out=out
-    )
+    run = cpu.indexer_logits_paged if q.device.type == "cpu" else reference.indexer_logits_paged
+    return run(q, weights, cache, block_table, context_lens, max_context_len, out=out)
 
 
 def gather_index_keys(
@@ -162,6 +162,12 @@ def gather_index_keys(
         )
     check_devices("cache", cache, block_table_row=block_table_row)
     return reference.gather_index_keys(cache, block_table_row, num_keys)
+
+
+def warm_up_indexer(device: torch.device, cache_dtype: torch.dtype) -> None:
+    """Compile what the first long request would otherwise wait for: on a CPU, some seconds once."""
+    if device.type == "cpu" and cache_dtype in (torch.bfloat16, torch.uint8):
+        cpu.warm_up()
 
 
 def _check_out(out: Tensor | None, rows: int, columns: int) -> None:

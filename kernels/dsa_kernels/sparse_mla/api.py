@@ -1,4 +1,4 @@
-"""Public signature of sparse_mla. Today every device runs the eager reference."""
+"""Public signatures of sparse_mla, and of masked_mha, its form for contexts that are not long."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dsa_kernels.checks import check_devices, check_dtype, check_shape
 from dsa_kernels.layout import FLOAT_DTYPES, KV_LORA_RANK, LATENT_DIM, check_latent_cache
-from dsa_kernels.sparse_mla import reference
+from dsa_kernels.sparse_mla import cpu, reference
 
 _INT_DTYPES = (torch.int32, torch.int64)
 
@@ -63,4 +63,96 @@ def sparse_mla(
         check_dtype("lse", lse, (torch.float32,))
         check_shape("lse", lse, (rows, heads))
     check_devices("q", q, cache=cache, slots=slots, out=out, lse=lse)
-    return reference.sparse_mla(q, cache, slots, softmax_scale, out=out, lse=lse)
+    run = cpu.sparse_mla if q.device.type == "cpu" else reference.sparse_mla
+    return run(q, cache, slots, softmax_scale, out=out, lse=lse)
+
+
+def masked_mha(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    topk_indices: Tensor,
+    softmax_scale: float,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Attention of each row over the keys it selected, in MLA's expanded form: all others masked.
+
+    The same result as `sparse_mla` on the latents that k and v were expanded from. Its cost grows
+    with N instead of the selection, but a key costs less and nothing is gathered:
+    `masked_is_faster` says where. DeepSeek's report on V3.2-Exp names such a mode for short
+    prefills (section 3, "Inference Costs").
+
+    Args:
+        q: [T, heads, D] float, the last 64 values rotated.
+        k: [heads, N, D], q's dtype.
+        v: [heads, N, DV], q's dtype, DV <= D.
+        topk_indices: [T, k] int: the keys of each row, from `topk_select`; negative entries are
+            ignored, others must be below N.
+        softmax_scale: factor of q . k before the softmax.
+        out: [T, heads, DV], q's dtype, written if given.
+
+    Returns:
+        out [T, heads, DV]; 0 for a row that selected nothing.
+
+    Raises:
+        ValueError: a shape, dtype or device that is not as above.
+    """
+    check_dtype("q", q, FLOAT_DTYPES)
+    check_shape("q", q, ("T", "heads", "D"))
+    rows, heads, width = q.shape
+    check_dtype("k", k, (q.dtype,))
+    check_shape("k", k, (heads, "N", width))
+    check_dtype("v", v, (q.dtype,))
+    check_shape("v", v, (heads, k.shape[1], "DV"))
+    if v.shape[2] > width:
+        raise ValueError(f"v: {v.shape[2]} values a head; at most q's and k's {width}")
+    check_dtype("topk_indices", topk_indices, _INT_DTYPES)
+    check_shape("topk_indices", topk_indices, (rows, "k"))
+    if out is not None:
+        check_dtype("out", out, (q.dtype,))
+        check_shape("out", out, (rows, heads, v.shape[2]))
+    check_devices("q", q, k=k, v=v, topk_indices=topk_indices, out=out)
+    run = cpu.masked_mha if q.device.type == "cpu" else reference.masked_mha
+    return run(q, k, v, topk_indices, softmax_scale, out=out)
+
+
+def gather_latents(
+    cache: Tensor, block_table_row: Tensor, num_keys: int, dtype: torch.dtype
+) -> Tensor:
+    """The first latents of one request, out of its pages: what k and v are expanded from.
+
+    Args:
+        cache: latent cache. Layouts: `dsa_kernels.layout`.
+        block_table_row: [max_blocks] int, physical block of each of the request's logical ones.
+        num_keys: at most max_blocks * block_size.
+        dtype: of the result; the cache's if that is a float.
+
+    Returns:
+        [num_keys, 576] of `dtype`.
+
+    Raises:
+        ValueError: a shape, dtype or device that is not as above.
+    """
+    check_latent_cache(cache)
+    check_dtype("block_table_row", block_table_row, _INT_DTYPES)
+    check_shape("block_table_row", block_table_row, ("max_blocks",))
+    capacity = block_table_row.shape[0] * cache.shape[1]
+    if not 0 <= num_keys <= capacity:
+        raise ValueError(
+            f"num_keys: {num_keys}; the block table row has room for {capacity} keys "
+            f"({block_table_row.shape[0]} blocks of {cache.shape[1]})"
+        )
+    check_devices("cache", cache, block_table_row=block_table_row)
+    return reference.gather_latents(cache, block_table_row, num_keys, dtype)
+
+
+def masked_is_faster(device: torch.device, rows: int, keys: int, topk: int) -> bool:
+    """Whether `masked_mha` of so many rows and keys beats `sparse_mla` over `topk` of them.
+
+    On a CPU they cross at about 4 x topk keys with 2048 rows and 16 heads, by measurement
+    (benchmarks/serve_cpu.py has the machine), once expanding a key is counted as the 400 rows of
+    attention that it costs: 512 x (128 + 128) against 192 + 128 products. Elsewhere nothing is
+    measured yet, so the answer is no.
+    """
+    return device.type == "cpu" and keys * (rows + 400) <= 4 * topk * rows

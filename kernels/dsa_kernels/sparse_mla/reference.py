@@ -5,18 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dsa_kernels.fp8 import decode_e4m3
-from dsa_kernels.layout import (
-    FP8_BLOCK,
-    KV_LORA_RANK,
-    LATENT_DIM,
-    LATENT_SCALES,
-    latent_fp8_views,
-    token_rows,
-)
-from dsa_kernels.workspace import TILE_BYTES, scratch
-
-_PIECE = 512  # latents converted to fp32 at a time: 1.2 MB, about a core's second-level cache
+from dsa_kernels.layout import FP8_BLOCK, KV_LORA_RANK, LATENT_DIM, latent_fp8_views
+from dsa_kernels.workspace import TILE_BYTES
 
 
 def sparse_mla(
@@ -29,114 +19,78 @@ def sparse_mla(
     lse: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     rows, heads, _ = q.shape
+    k = slots.shape[1]
     if out is None:
         out = torch.empty(rows, heads, KV_LORA_RANK, dtype=q.dtype, device=q.device)
     if lse is None:
         lse = torch.empty(rows, heads, dtype=torch.float32, device=q.device)
-    k = slots.shape[1]
     if k == 0:
         return out.zero_(), lse.fill_(-torch.inf)
     step = max(1, TILE_BYTES // (k * LATENT_DIM * torch.float32.itemsize))
-    # Slots are looked at in larger pieces than latents: they are smaller.
-    chunk = step * max(1, TILE_BYTES // (step * k * LATENT_DIM))
-    for chunk_start in range(0, rows, chunk):
-        chosen, valid = _readable(slots[chunk_start : chunk_start + chunk], cache)
-        widths = _widths(valid)
-        for offset in range(0, valid.shape[0], step):
-            width = max(widths[offset : offset + step])
-            piece = slice(offset, min(offset + step, valid.shape[0]))
-            tile = slice(chunk_start + piece.start, chunk_start + piece.stop)
-            if width == 0:
-                out[tile], lse[tile] = 0, -torch.inf
-                continue
-            latent = _gather(cache, chosen[piece, :width], q.dtype)
-            _attend(q[tile], latent, valid[piece, :width], softmax_scale, out[tile], lse[tile])
+    for first in range(0, rows, step):
+        tile = slice(first, first + step)
+        valid = (slots[tile] >= 0) & (slots[tile] < cache.shape[0] * cache.shape[1])
+        slot = torch.where(valid, slots[tile], 0)
+        token = cache[slot // cache.shape[1], slot % cache.shape[1]]
+        latent = _dequantise(token, q.dtype).float()
+        # An ignored latent may be NaN, which a weight of zero would not remove.
+        latent.masked_fill_(~valid[..., None], 0)
+
+        scores = q[tile].float() @ latent.transpose(1, 2) * softmax_scale
+        scores.masked_fill_(~valid[:, None], -torch.inf)
+        lse[tile] = scores.logsumexp(-1)
+        empty = ~valid.any(-1)[:, None, None]
+        weights = (scores - scores.amax(-1, keepdim=True).masked_fill(empty, 0)).exp()
+        total = weights.sum(-1, keepdim=True)
+        attended = weights.to(q.dtype).float() @ latent[..., :KV_LORA_RANK] / total
+        out[tile] = attended.masked_fill(empty, 0)
     return out, lse
 
 
-def _readable(slots: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
-    """Slots with every ignored entry replaced by one that is not, and which were not ignored.
-
-    The replacement is of the same row: a latent of an unwritten page may be NaN, which survives a
-    weight of zero.
-    """
-    valid = (slots >= 0) & (slots < cache.shape[0] * cache.shape[1])
-    kept = torch.where(valid, slots, 0)
-    return torch.where(valid, kept, kept.amax(1, keepdim=True)), valid
-
-
-def _widths(valid: Tensor) -> list[int]:
-    """Columns of each row up to its last valid one; all off the CPU, where reading would sync."""
-    rows, k = valid.shape
-    if valid.device.type != "cpu":
-        return [k] * rows
-    last = torch.where(valid, torch.arange(1, k + 1, dtype=torch.int32), 0).amax(1)
-    return [int(width) for width in last.tolist()]
-
-
-def _gather(cache: Tensor, slots: Tensor, dtype: torch.dtype) -> Tensor:
-    """[rows, k] slots -> [rows, k, 576] of `dtype`."""
-    block_size = cache.shape[1]
-    rows, block_stride, token_stride = token_rows(cache)
-    if block_stride == block_size * token_stride:
-        index = slots.flatten() * token_stride
-    else:
-        index = slots // block_size * block_stride + slots % block_size * token_stride
-    gathered = scratch("gathered", (slots.numel(), cache.shape[2]), cache.dtype, cache.device)
-    torch.index_select(rows, 0, index.flatten(), out=gathered)
-    if cache.dtype == torch.uint8:
-        gathered = _dequantise(gathered, dtype)
-    return gathered.view(*slots.shape, LATENT_DIM)
-
-
-def _dequantise(packed: Tensor, dtype: torch.dtype) -> Tensor:
-    """[n, 656] uint8 -> [n, 576] of `dtype`; each value is rounded once."""
-    (nope,), (scale,), (rope,) = latent_fp8_views(packed[None])
-    latent = scratch("latent", (packed.shape[0], LATENT_DIM), dtype, packed.device)
-    for first in range(0, packed.shape[0], _PIECE):
-        piece = slice(first, first + _PIECE)
-        value = scratch("value", tuple(nope[piece].shape), torch.float32, packed.device)
-        blocks = decode_e4m3(nope[piece], value).view(-1, LATENT_SCALES, FP8_BLOCK)
-        blocks.mul_(scale[piece, :, None])
-        latent[piece, :KV_LORA_RANK] = value
-    latent[:, KV_LORA_RANK:] = rope
-    return latent
-
-
-def _score(q: Tensor, latent: Tensor) -> Tensor:
-    """q [rows, heads, 576] . latent [rows, k, 576] -> [rows, k, heads] fp32.
-
-    Keys are the left operand: with few heads the other order is half as fast.
-    """
-    rows, k, _ = latent.shape
-    query = q.float().transpose(1, 2)
-    scores = scratch("scores", (rows, k, q.shape[1]), torch.float32, q.device)
-    if latent.dtype == torch.float32:
-        return torch.bmm(latent, query, out=scores)
-    step = max(1, _PIECE // rows)
-    for first in range(0, k, step):
-        piece = latent[:, first : first + step]
-        key = scratch("key", tuple(piece.shape), torch.float32, q.device).copy_(piece)
-        scores[:, first : first + step] = torch.bmm(key, query)
-    return scores
-
-
-def _attend(
-    q: Tensor, latent: Tensor, valid: Tensor, softmax_scale: float, out: Tensor, lse: Tensor
-) -> None:
-    """One tile: q [rows, heads, 576] over latent [rows, k, 576]."""
+def masked_mha(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    topk_indices: Tensor,
+    softmax_scale: float,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
     rows, heads, _ = q.shape
-    k = latent.shape[1]
-    scores = _score(q, latent)
-    weights = scratch("weights", (rows, heads, k), torch.float32, q.device)
-    torch.mul(scores.transpose(1, 2), softmax_scale, out=weights)
-    weights.masked_fill_(~valid[:, None], -torch.inf)
-    peak = weights.amax(-1, keepdim=True)
-    empty = peak == -torch.inf
-    weights.sub_(peak.masked_fill(empty, 0)).exp_()
-    total = weights.sum(-1, keepdim=True)
-    torch.add(peak, total.log(), out=lse[..., None])
-    # All 576 columns, the last 64 for nothing: a slice of 512 runs at a third of the speed.
-    value = scratch("output", (rows, heads, LATENT_DIM), q.dtype, q.device)
-    torch.bmm(weights.div_(total).to(q.dtype), latent, out=value)
-    out.copy_(value[..., :KV_LORA_RANK].masked_fill_(empty, 0))
+    keys = k.shape[1]
+    if out is None:
+        out = torch.empty(rows, heads, v.shape[2], dtype=q.dtype, device=q.device)
+    step = max(1, TILE_BYTES // max(1, heads * keys * torch.float32.itemsize))
+    for first in range(0, rows, step):
+        tile = slice(first, first + step)
+        masked = ~selection(topk_indices[tile], keys)
+        scores = q[tile].float().transpose(0, 1) @ k.float().transpose(1, 2) * softmax_scale
+        weights = scores.masked_fill_(masked, -torch.inf).softmax(-1).nan_to_num_(0)
+        out[tile] = (weights.to(q.dtype).float() @ v.float()).transpose(0, 1)
+    return out
+
+
+def selection(topk_indices: Tensor, keys: int) -> Tensor:
+    """[T, k] indices, negative ones ignored -> [T, keys] bool."""
+    selected = torch.zeros(
+        topk_indices.shape[0], keys + 1, dtype=torch.bool, device=topk_indices.device
+    )
+    column = torch.where(topk_indices < 0, keys, topk_indices).long()
+    return selected.scatter_(1, column, True)[:, :keys]
+
+
+def gather_latents(
+    cache: Tensor, block_table_row: Tensor, num_keys: int, dtype: torch.dtype
+) -> Tensor:
+    blocks, block_size, _ = cache.shape
+    pages = block_table_row[: -(-num_keys // block_size)].clamp(0, max(blocks - 1, 0))
+    return _dequantise(cache[pages].flatten(0, 1)[:num_keys], dtype)
+
+
+def _dequantise(token: Tensor, dtype: torch.dtype) -> Tensor:
+    """[..., 576] as it is; [..., 656] uint8 -> [..., 576]; a value times its scale rounds once."""
+    if token.dtype != torch.uint8:
+        return token
+    nope, scale, rope = latent_fp8_views(token)
+    nope = (nope.float().unflatten(-1, (-1, FP8_BLOCK)) * scale[..., None]).flatten(-2)
+    return torch.cat((nope.to(dtype), rope.to(dtype)), -1)

@@ -1,4 +1,4 @@
-"""Public signatures of topk_select. Today every device runs the eager reference."""
+"""Public signatures of topk_select."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dsa_kernels.checks import check_devices, check_dtype, check_shape
-from dsa_kernels.topk_select import reference
+from dsa_kernels.topk_select import cpu, reference
 
 _INT_DTYPES = (torch.int32, torch.int64)
 
@@ -22,10 +22,9 @@ def topk_select(
     """The k best columns of each row: fine-grained token selection.
 
     DeepSeek-V3.2-Exp report, section 2.1. Deterministic: of equal scores the smaller index wins
-    (-0.0 equals 0.0), no index occurs twice,
-        and
-    equal inputs give equal outputs whatever the batch, so tensor-parallel ranks agree. Scores may
-    be negative. A row with fewer than k columns gets all of them. Each row is ascending.
+    (-0.0 equals 0.0), no index occurs twice, and equal inputs give equal outputs whatever the
+    batch, so tensor-parallel ranks agree. Scores may be negative. A row with fewer than k columns
+    gets all of them. Each row is ascending.
 
     Args:
         logits: [M, N] fp32. What lies outside a row's range is not looked at and may be NaN; a NaN
@@ -54,7 +53,8 @@ def topk_select(
         check_dtype("out", out, (torch.int32,))
         check_shape("out", out, (rows, k))
     check_devices("logits", logits, row_start=row_start, row_end=row_end, out=out)
-    return reference.topk_select(logits, k, row_start, row_end, out=out)
+    run = cpu.topk_select if logits.device.type == "cpu" else reference.topk_select
+    return run(logits, k, row_start, row_end, out=out)
 
 
 def topk_slots(
