@@ -58,7 +58,12 @@ SGLANG = Host(
         "--enable-metrics",
     ),
     tight=("--max-total-tokens", str(64 * _TIGHT_PAGES), "--schedule-conservativeness", "0"),
-    mtp=("--speculative-algorithm", "NEXTN", "--speculative-num-steps", "2"),
+    mtp=(
+        *("--speculative-algorithm", "NEXTN"),
+        *("--speculative-num-steps", "2"),
+        *("--speculative-eagle-topk", "1"),
+        *("--speculative-num-draft-tokens", "3"),
+    ),
     two_ranks=("--tp", "2"),
     two_ranks_env={"SGLANG_CPU_OMP_THREADS_BIND": "0|1"},
 )

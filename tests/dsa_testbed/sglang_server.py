@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from dsa_testbed.server import Completion, Counters, Server
 
@@ -18,7 +18,6 @@ class SglangServer(Server):
 
     host = "sglang"
     plugins = "sglang.srt.plugins"
-    environment: ClassVar[dict[str, str]] = {"SGLANG_PLATFORM": "cpu_torch"}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

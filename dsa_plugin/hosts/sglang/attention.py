@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-from sglang.srt.layers.layer_boundary.adapters.attention import get_attn_tp_context
 from sglang.srt.layers.linear import ReplicatedLinear
 from sglang.srt.model_executor.forward_context import get_attn_backend
 from sglang.srt.models.deepseek_common.attention_forward_methods.forward_methods import (
@@ -19,6 +18,7 @@ from dsa_kernels.layout import INDEX_HEAD_DIM, LATENT_DIM
 from dsa_plugin import attention
 from dsa_plugin.config import DSAConfig
 from dsa_plugin.hosts.sglang.backend import DSABackend
+from dsa_plugin.hosts.sglang.compat import attn_tp_context
 
 
 class DSAIndexer(nn.Module):
@@ -105,7 +105,7 @@ class DSAAttention(DeepseekV2AttentionMLA):
         )
 
     def _unquantised(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        """Per-tensor fp8, which the host makes of some checkpoints, is too coarse to multiply in."""
+        """The host makes per-tensor fp8 of some kv_b_proj; our products are not fp8."""
         return weight if weight.dtype == dtype else weight.to(dtype) * self.w_scale
 
     def dispatch_attn_forward_method(self, forward_batch: Any) -> AttnForwardMethod:
@@ -122,7 +122,7 @@ class DSAAttention(DeepseekV2AttentionMLA):
         prev_topk_indices: Tensor | None = None,
     ) -> tuple[Any, ...]:
         """Projections; the result is `forward_absorb_core`'s arguments."""
-        latents = get_attn_tp_context().fetch_qkv_latent()
+        latents = attn_tp_context().fetch_qkv_latent()
         q_latent, kv = latents.split([self.q_lora_rank, LATENT_DIM], dim=-1)
         q_latent = self.q_a_layernorm(q_latent)
         q = self.q_b_proj_forward(q_latent)

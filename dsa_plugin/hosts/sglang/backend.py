@@ -17,7 +17,7 @@ from torch import Tensor
 from dsa_kernels.layout import INDEX_FP8_BYTES, INDEX_HEAD_DIM, INDEX_PAGE
 from dsa_plugin.env import Env
 from dsa_plugin.hosts.sglang import metadata
-from dsa_plugin.hosts.sglang.registration import BACKEND
+from dsa_plugin.hosts.sglang.compat import BACKEND
 from dsa_plugin.metadata import DSAMetadata
 
 

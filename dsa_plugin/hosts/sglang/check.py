@@ -22,7 +22,7 @@ def main() -> int:
         except Exception as error:  # noqa: BLE001  whatever it is, it is the finding
             reason = f"{type(error).__name__}: {error}"
         failures += reason is not None
-        print(f"{'ok  ' if reason is None else 'FAIL'} {name}{'' if reason is None else ': ' + reason}")
+        print(f"ok   {name}" if reason is None else f"FAIL {name}: {reason}")
     return 1 if failures else 0
 
 
@@ -32,7 +32,9 @@ def entry_point() -> str | None:
 
     if os.environ.get("DSA_PLUGIN") == "off":
         return "DSA_PLUGIN=off: unset it"
-    ours = [e for e in entry_points(group=GENERAL_PLUGINS_GROUP) if e.value.startswith("dsa_plugin.")]
+    ours = [
+        e for e in entry_points(group=GENERAL_PLUGINS_GROUP) if e.value.startswith("dsa_plugin.")
+    ]
     if not ours:
         return "dsa-plugin is not installed in this environment: pip install it"
     allowed = os.environ.get("SGLANG_PLUGINS")
@@ -56,8 +58,11 @@ def pool_hook() -> str | None:
     from sglang.srt.platforms.interface import SRTPlatform
     from sglang.srt.plugins.hook_registry import HookRegistry
 
+    from dsa_plugin.hosts.sglang.compat import has_pool_hook
     from dsa_plugin.hosts.sglang.registration import POOL_HOOK
 
+    if not has_pool_hook():
+        return None  # fp8 pages alone, which are the host's own
     if POOL_HOOK not in HookRegistry._patched:
         return f"{POOL_HOOK} was not patched"
     wrapped = hasattr(SRTPlatform.get_kv_pool_cls, "__wrapped__")
@@ -82,7 +87,7 @@ def attention_backend() -> str | None:
     from sglang.srt.arg_groups.choices import ATTENTION_BACKEND_CHOICES
     from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 
-    from dsa_plugin.hosts.sglang.registration import BACKEND
+    from dsa_plugin.hosts.sglang.compat import BACKEND
 
     if BACKEND not in ATTENTION_BACKEND_CHOICES:
         return f"{BACKEND} is not among the choices of --attention-backend"

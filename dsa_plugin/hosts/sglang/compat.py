@@ -8,9 +8,10 @@ from __future__ import annotations
 from functools import cache, wraps
 from typing import Any
 
-from sglang.srt.platforms import current_platform
+from sglang.srt.platforms.interface import SRTPlatform
 
-from dsa_plugin.hosts.sglang.registration import BACKEND
+BACKEND = "dsa_plugin"
+"""Our name among SGLang's attention backends."""
 
 
 @cache
@@ -26,10 +27,11 @@ def native_path(model_type: str) -> str | None:
     """The host's own DSA path on this device, in words; None where it has none.
 
     Source: arg_groups/overrides.py, _dsa_split_backend_resolution, and what its choices run on:
-    flashmla and fa3 (sm90), trtllm (sm100), flashinfer_sparse_mla (sm120, GLM alone), triton (ROCm).
+    flashmla and fa3 (sm90), trtllm (sm100), flashinfer_sparse_mla (sm120, GLM), triton (ROCm).
     Asked while arguments are resolved, where the host itself reads the device's capability.
     """
     import torch
+    from sglang.srt.platforms import current_platform
 
     if torch.version.hip is not None:
         return "SGLang has native DSA kernels for ROCm"
@@ -41,6 +43,26 @@ def native_path(model_type: str) -> str | None:
     if current_platform.is_npu() or current_platform.is_xpu():
         return f"SGLang's own path is kept on {current_platform.device_name}"
     return None
+
+
+def attn_tp_context() -> Any:
+    """The host's context in which a layer finds the latents of its inputs.
+
+    It lay in layers/communicator.py in 0.5.20. Remove the second import with that release.
+    """
+    try:
+        from sglang.srt.layers.layer_boundary.adapters.attention import get_attn_tp_context
+    except ImportError:
+        from sglang.srt.layers.communicator import get_attn_tp_context
+    return get_attn_tp_context()
+
+
+def has_pool_hook() -> bool:
+    """Whether a platform is asked for the class of the DSA cache pool: since 0.5.22.
+
+    Before, only an out-of-tree platform was, and a GPU's index cache is fp8. Remove with 0.5.21.
+    """
+    return hasattr(SRTPlatform, "get_kv_pool_cls")
 
 
 def offer_draft_backends() -> None:
@@ -59,9 +81,11 @@ def offer_draft_backends() -> None:
     @wraps(original)
     def create(self: Any, kind: str, backend_map: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         runner, steps = self.draft_model_runner, self.speculative_num_steps
-        one_step = original is not None and not kwargs.get("stamps_children", False)
-        make = (lambda: DSABackend(runner)) if one_step else (lambda: DSADraftBackend(runner, steps))
-        ours = {BACKEND: lambda: (BACKEND, make())}
-        return original(self, kind, backend_map | ours, *args, **kwargs)
+
+        def ours() -> tuple[str, Any]:
+            decode = kind == "decode_attention_backend" and kwargs.get("stamps_children")
+            return BACKEND, DSADraftBackend(runner, steps) if decode else DSABackend(runner)
+
+        return original(self, kind, backend_map | {BACKEND: ours}, *args, **kwargs)
 
     DraftBackendFactory._create_backend = create

@@ -1,4 +1,4 @@
-"""What the plugin checks and settles while SGLang resolves its arguments, before anything is built."""
+"""What the plugin checks and settles while SGLang resolves its arguments."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from dsa_kernels.layout import INDEX_PAGE
 from dsa_plugin.checkpoint import check_checkpoint
 from dsa_plugin.config import DSAConfig
 from dsa_plugin.env import Env
-from dsa_plugin.hosts.sglang.compat import native_path
+from dsa_plugin.hosts.sglang.compat import BACKEND, native_path
 from dsa_plugin.hosts.sglang.refusals import unsupported
-from dsa_plugin.hosts.sglang.registration import BACKEND, MODELS
+from dsa_plugin.hosts.sglang.registration import MODELS
 from dsa_plugin.takeover import decide
 from dsa_registry import all_entries
 
@@ -42,7 +42,9 @@ def resolve(server_args: Any, previous: Callable[[Any], None]) -> None:
     config = _checked(server_args, hf_config)
     declare = _declaration(server_args)
     # Before the host's step, which fills in its own where none is set.
-    declare(attention_backend=BACKEND, prefill_attention_backend=None, decode_attention_backend=None)
+    declare(
+        attention_backend=BACKEND, prefill_attention_backend=None, decode_attention_backend=None
+    )
     previous(server_args)
     # After it, which chose caches and kernels for its own backend.
     raw = server_args._raw_input

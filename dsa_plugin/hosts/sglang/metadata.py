@@ -15,9 +15,7 @@ from dsa_plugin.metadata import DSAMetadata, split_prefill
 def is_uniform(forward_batch: Any) -> bool:
     """Whether every request has the same number of rows: decode, MTP's verify and draft extend."""
     mode = forward_batch.forward_mode
-    return bool(
-        mode.is_decode_or_idle() or mode.is_target_verify() or mode.is_draft_extend_v2()
-    )
+    return bool(mode.is_decode_or_idle() or mode.is_target_verify() or mode.is_draft_extend_v2())
 
 
 def plan(

@@ -9,6 +9,7 @@ import torch
 
 from dsa_kernels.layout import INDEX_PAGE
 from dsa_plugin.config import DSAConfig
+from dsa_plugin.hosts.sglang.compat import has_pool_hook
 
 # Field of the arguments -> why not.
 _FEATURES = {
@@ -63,8 +64,8 @@ def unsupported(
         *_speculative(raw),
         *_caches(view, raw, model_dtype, index_cache_fp8),
         *(
-            f"{_flag(field)} {raw[field]}: it chooses among SGLang's own kernels; drop the flag, or "
-            "set DSA_PLUGIN=off to use them"
+            f"{_flag(field)} {raw[field]}: it chooses among SGLang's own kernels; drop the flag, "
+            "or set DSA_PLUGIN=off to use them"
             for field, unset in _HOST_KERNELS.items()
             if raw.get(field, unset) != unset
         ),
@@ -120,6 +121,11 @@ def _caches(
     if raw["page_size"] not in (None, INDEX_PAGE):
         reasons.append(
             f"--page-size {raw['page_size']}: pages hold {INDEX_PAGE} tokens; drop the flag"
+        )
+    if not index_cache_fp8 and not has_pool_hook():
+        reasons.append(
+            "DSA_INDEX_CACHE_DTYPE=model: this SGLang has no hook for the cache pool; use fp8, or "
+            "SGLang 0.5.22 or later"
         )
     if not index_cache_fp8:
         unquantised = "sizes and transfers count on fp8 index keys; set DSA_INDEX_CACHE_DTYPE=fp8"

@@ -14,11 +14,11 @@ from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
 from sglang.srt.environ import envs
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+from dsa_plugin.hosts.sglang.compat import BACKEND, has_pool_hook
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-BACKEND = "dsa_plugin"
-"""Our name among SGLang's attention backends."""
 MODELS = "dsa_plugin.hosts.sglang.models"
 RESOLUTION_STEP = "handle_model_specific_adjustments"
 POOL_HOOK = "sglang.srt.platforms.interface.SRTPlatform.get_kv_pool_cls"
@@ -37,7 +37,8 @@ def register_with_sglang() -> None:
         envs.SGLANG_EXTERNAL_MODEL_PACKAGE.set(MODELS)
     add_attention_backend_choices([BACKEND])
     register_resolution_hook(RESOLUTION_STEP)(_resolve)
-    HookRegistry.register(POOL_HOOK, _pool_class, HookType.AROUND)
+    if has_pool_hook():
+        HookRegistry.register(POOL_HOOK, _pool_class, HookType.AROUND)
 
 
 def _resolve(server_args: Any, previous: Callable[[Any], None]) -> None:

@@ -1,7 +1,7 @@
 """Places where SGLang 0.5.23 takes a platform without CUDA for one with it: one function each.
 
-Applied in each worker before it builds a model, the first in the launcher; none touches what a user of a GPU runs. Each says
-what, why, the upstream place and when to remove it.
+Applied in each worker before it builds a model, the first in the launcher. Each says what, why, the
+upstream place and when to remove it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ def apply() -> None:
     """Apply all of them; SGLang's modules are imported here, by the worker that needs them."""
     rope_of_any_kind()
     unpinned_tensors()
+    nothing_to_synchronise()
     dp_copies_without_triton()
     collectives_without_custom_ops()
 
@@ -58,6 +59,16 @@ def unpinned_tensors() -> None:
         return tensor(*args, **kwargs)
 
     torch.tensor = unpinned
+
+
+def nothing_to_synchronise() -> None:
+    """torch.cuda.synchronize() of a machine without CUDA.
+
+    Why: an MTP draft calls it when it takes the target's embeddings. Upstream:
+    DeepseekV2ForCausalLM.set_embed_and_head in srt/models/deepseek_v2.py. Remove when: it calls
+    the platform's synchronize().
+    """
+    torch.cuda.synchronize = lambda *_: None
 
 
 def dp_copies_without_triton() -> None:

@@ -1,1 +1,1 @@
-"""What SGLang's model registry imports, as SGLANG_EXTERNAL_MODEL_PACKAGE: classes by architecture."""
+"""The package that SGLANG_EXTERNAL_MODEL_PACKAGE names: model classes by architecture."""

@@ -19,7 +19,7 @@ from sglang.srt.runtime_context import attention_backends, get_parallel
 from dsa_plugin.config import DSAConfig
 from dsa_plugin.env import Env
 from dsa_plugin.hosts.sglang.attention import DSAAttention, DSAIndexer
-from dsa_plugin.hosts.sglang.registration import BACKEND
+from dsa_plugin.hosts.sglang.compat import BACKEND
 from dsa_plugin.replaced_names import replaced_names
 
 _logger = logging.getLogger("dsa_plugin.hosts.sglang")
@@ -32,9 +32,7 @@ class _WithOurAttention:
         ours = BACKEND in attention_backends() and hasattr(config, "index_topk")
         # The decoder layer and the attention look these names up as globals of their module, and
         # take no class argument.
-        swap = replaced_names(
-            deepseek_v2, DeepseekV2AttentionMLA=DSAAttention, Indexer=DSAIndexer
-        )
+        swap = replaced_names(deepseek_v2, DeepseekV2AttentionMLA=DSAAttention, Indexer=DSAIndexer)
         with swap if ours else nullcontext():
             super().__init__(config, quant_config=quant_config, prefix=prefix)  # type: ignore[call-arg]
         self._log(config)
@@ -58,14 +56,18 @@ class _WithOurAttention:
         layers = self._our_layers()
         name = f"{type(self).__name__} ({config.model_type})"
         if not layers:
-            _logger.info("dsa_plugin leaves %s to SGLang: attention backend %s", name, attention_backends())
+            _logger.info(
+                "dsa_plugin leaves %s to SGLang: attention backend %s", name, attention_backends()
+            )
             return
         device = str(layers[0].kv_b_proj.weight.device.type)
         _logger.info(
             "dsa_plugin serves %s: attention of %d layers replaced; %s",
             name,
             len(layers),
-            DSAConfig.from_hf(config).summary(index_cache_fp8=Env.load().index_cache_is_fp8(device)),
+            DSAConfig.from_hf(config).summary(
+                index_cache_fp8=Env.load().index_cache_is_fp8(device)
+            ),
         )
 
 
