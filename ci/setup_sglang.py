@@ -4,7 +4,7 @@ Run by `make sglang`; any Python >= 3.11 will do. Run again, it does nothing whi
 is as it left it, and otherwise installs only what is missing.
 
 SGLang goes in without its requirements. What: `--no-deps`, and sglang_requirements.txt. Why: its
-own are CUDA wheels of several GB (torch, sgl-kernel, flashinfer), of which a CPU runs none. Upstream:
+own are CUDA wheels of several GB (torch, sgl-kernel, flashinfer); a CPU runs none. Upstream:
 https://github.com/sgl-project/sglang/blob/v0.5.23/python/pyproject.toml. Remove when: SGLang has an
 extra for a CPU whose wheels are on PyPI.
 

@@ -58,6 +58,7 @@ class Counters:
     """Requests whose cache was taken away for others'; vLLM preempts, SGLang retracts."""
     draft_tokens: float
     """Tokens that the MTP layer proposed."""
+    accepted_draft_tokens: float
 
 
 class Server:
@@ -125,6 +126,10 @@ class Server:
 
         Raises httpx.HTTPStatusError on a refused request and ServerError if the server died.
         """
+        raise NotImplementedError
+
+    def prompt_logprobs(self, prompt: list[int]) -> list[float]:
+        """Log-probability of each token of the prompt but the first."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:
@@ -297,6 +302,7 @@ class VllmServer(Server):
             cached_tokens=metrics["vllm:prefix_cache_hits_total"],
             preemptions=metrics["vllm:num_preemptions_total"],
             draft_tokens=metrics.get("vllm:spec_decode_num_draft_tokens_total", 0),
+            accepted_draft_tokens=metrics.get("vllm:spec_decode_num_accepted_tokens_total", 0),
         )
 
     def complete(
@@ -312,6 +318,13 @@ class VllmServer(Server):
             "return_tokens_as_token_ids": logprobs is not None or None,
         }
         return _parse(self.post("/v1/completions", request | body))
+
+    def prompt_logprobs(self, prompt: list[int]) -> list[float]:
+        raw = self.complete(prompt, 1, prompt_logprobs=0).raw
+        entries = raw["choices"][0]["prompt_logprobs"][1:]
+        return [
+            entry[str(token)]["logprob"] for entry, token in zip(entries, prompt[1:], strict=True)
+        ]
 
 
 def _free_port() -> int:

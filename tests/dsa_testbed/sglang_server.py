@@ -6,7 +6,18 @@ from typing import Any
 
 from dsa_testbed.server import Completion, Counters, Server
 
+# OpenAI's name -> SGLang's.
+_SAMPLING = {"seed": "sampling_seed"}
 _REPO = Path(__file__).resolve().parents[2]
+
+
+def sglang_python() -> Path:
+    """The interpreter of SGLang's environment; FileNotFoundError where there is none."""
+    venv = Path(os.environ.get("DSA_TEST_SGLANG", _REPO / ".venv" / "sglang"))
+    python = venv / "bin" / "python"
+    if not python.exists():
+        raise FileNotFoundError(f"{python} does not exist: run `make sglang`")
+    return python
 
 
 class SglangServer(Server):
@@ -21,38 +32,52 @@ class SglangServer(Server):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # SGLang tells how much was drafted in each answer alone.
-        self._drafts: list[int] = []
+        # SGLang tells of drafts in each answer alone.
+        self._answers: list[dict[str, Any]] = []
 
     @classmethod
     def launcher(cls, model: str) -> list[str]:
-        venv = Path(os.environ.get("DSA_TEST_SGLANG", _REPO / ".venv" / "sglang"))
-        python = venv / "bin" / "python"
-        if not python.exists():
-            raise FileNotFoundError(f"{python} does not exist: run `make sglang`")
-        return [str(python), "-m", "sglang.launch_server", "--model-path", model]
+        serve = [str(sglang_python()), "-m", "sglang.launch_server", "--model-path", model]
+        return [*serve, "--enable-metrics"]
 
     def counters(self) -> Counters:
-        metrics = self.metrics()  # needs --enable-metrics
+        metrics = self.metrics()
         return Counters(
             cached_tokens=metrics.get("sglang:cached_tokens_total", 0),
             preemptions=metrics.get("sglang:num_retracted_requests_total", 0),
-            draft_tokens=sum(self._drafts),
+            draft_tokens=sum(a.get("spec_num_proposed_drafts", 0) for a in self._answers),
+            accepted_draft_tokens=sum(a.get("spec_num_correct_drafts", 0) for a in self._answers),
         )
 
     def complete(
         self, prompt: list[int] | str, max_tokens: int, *, logprobs: int | None = None, **body: Any
     ) -> Completion:
-        sampling = {"temperature": 0, "max_new_tokens": max_tokens} | body
+        return _parse(self._generate(prompt, max_tokens, body, logprobs=logprobs))
+
+    def prompt_logprobs(self, prompt: list[int]) -> list[float]:
+        raw = self._generate(prompt, 1, {}, logprobs=0, logprob_start_len=0)
+        return [value for value, *_ in raw["meta_info"]["input_token_logprobs"][1:]]
+
+    def _generate(
+        self,
+        prompt: list[int] | str,
+        max_tokens: int,
+        sampling: dict[str, Any],
+        *,
+        logprobs: int | None,
+        logprob_start_len: int | None = None,
+    ) -> dict[str, Any]:
         request = {
             "text" if isinstance(prompt, str) else "input_ids": prompt,
-            "sampling_params": sampling,
+            "sampling_params": {"temperature": 0, "max_new_tokens": max_tokens}
+            | {_SAMPLING.get(key, key): value for key, value in sampling.items()},
             "return_logprob": logprobs is not None or None,
             "top_logprobs_num": logprobs,
+            "logprob_start_len": logprob_start_len,
         }
-        raw = self.post("/generate", request)
-        self._drafts.append(raw["meta_info"].get("spec_num_proposed_drafts", 0))
-        return _parse(raw)
+        raw: dict[str, Any] = self.post("/generate", request)
+        self._answers.append(raw["meta_info"])
+        return raw
 
 
 def _parse(raw: dict[str, Any]) -> Completion:

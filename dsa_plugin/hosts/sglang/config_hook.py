@@ -36,21 +36,28 @@ def resolve(server_args: Any, previous: Callable[[Any], None]) -> None:
             once.
     """
     hf_config = _dsa_config(server_args)
-    if hf_config is None or not _takes(server_args, hf_config):
+    if hf_config is None:
+        previous(server_args)
+        return
+    active, reason = _decide(server_args, hf_config.model_type)
+    if not active:
+        _logger.info("dsa_plugin leaves this model to SGLang: %s", reason)
         previous(server_args)
         return
     config = _checked(server_args, hf_config)
-    declare = _declaration(server_args)
+
+    def declare(**fields: Any) -> None:
+        declare_resolution(server_args, "dsa_plugin", **fields)
+
     # Before the host's step, which fills in its own where none is set.
     declare(
         attention_backend=BACKEND, prefill_attention_backend=None, decode_attention_backend=None
     )
     previous(server_args)
     # After it, which chose caches and kernels for its own backend.
-    raw = server_args._raw_input
     declare(
         page_size=INDEX_PAGE,
-        kv_cache_dtype=raw["kv_cache_dtype"],
+        kv_cache_dtype=server_args._raw_input["kv_cache_dtype"],
         dsa_prefill_backend=None,
         dsa_decode_backend=None,
         # The indexer's launches depend on the lengths of the requests.
@@ -58,7 +65,7 @@ def resolve(server_args: Any, previous: Callable[[Any], None]) -> None:
             resolving_view(server_args).cuda_graph_config, Phase.PREFILL, backend=Backend.DISABLED
         ),
     )
-    _logger.info("dsa_plugin will serve %s", config.model_type)
+    _logger.info("dsa_plugin will serve %s, as %s", config.model_type, reason)
 
 
 def _dsa_config(server_args: Any) -> Any | None:
@@ -70,31 +77,28 @@ def _dsa_config(server_args: Any) -> Any | None:
     return hf_config if architectures & set(hf_config.architectures or ()) else None
 
 
-def _takes(server_args: Any, hf_config: Any) -> bool:
-    """Whether we serve it; a backend of the host's that the user named stays, unless forbidden."""
-    named = _named_backends(server_args)
-    if named == {BACKEND}:
-        return True
-    active, reason = decide("SGLang", lambda: native_path(hf_config.model_type))
-    if active and named and reason == "DSA_PLUGIN=on":
-        raise ValueError(
-            f"DSA_PLUGIN=on and --attention-backend {', '.join(sorted(named))} contradict each "
-            f"other: drop the flag, name {BACKEND}, or unset DSA_PLUGIN"
-        )
-    if not active or named:
-        _logger.info(
-            "dsa_plugin leaves this model to SGLang: %s",
-            f"--attention-backend {', '.join(sorted(named))}" if named else reason,
-        )
-        return False
-    return True
+def _decide(server_args: Any, model_type: str) -> tuple[bool, str]:
+    """Whether we serve it, and why: a backend that the user named decides before DSA_PLUGIN=auto.
 
-
-def _named_backends(server_args: Any) -> set[str]:
+    Raises:
+        ValueError: DSA_PLUGIN=on, and a backend of the host's was named.
+    """
+    active, reason = decide("SGLang", lambda: native_path(model_type))
     # The user's own: on a CPU the host has filled one in by now.
     raw = server_args._raw_input
     fields = ("attention_backend", "prefill_attention_backend", "decode_attention_backend")
-    return {raw[field] for field in fields if raw[field] is not None}
+    named = sorted({raw[field] for field in fields} - {None})
+    if not named:
+        return active, reason
+    flag = f"--attention-backend {', '.join(named)}"
+    if named == [BACKEND]:
+        return True, flag
+    if reason == "DSA_PLUGIN=on":
+        raise ValueError(
+            f"DSA_PLUGIN=on and {flag} contradict each other: drop the flag, name {BACKEND}, or "
+            "unset DSA_PLUGIN"
+        )
+    return False, flag
 
 
 def _checked(server_args: Any, hf_config: Any) -> DSAConfig:
@@ -120,10 +124,3 @@ def _checked(server_args: Any, hf_config: Any) -> DSAConfig:
     if Path(model.model_path).is_dir():
         check_checkpoint(Path(model.model_path), config)
     return config
-
-
-def _declaration(server_args: Any) -> Callable[..., None]:
-    def declare(**fields: Any) -> None:
-        declare_resolution(server_args, "dsa_plugin", **fields)
-
-    return declare

@@ -16,6 +16,7 @@ def apply() -> None:
     rope_of_any_kind()
     unpinned_tensors()
     nothing_to_synchronise()
+    draft_trees_in_triton()
     dp_copies_without_triton()
     collectives_without_custom_ops()
 
@@ -69,6 +70,18 @@ def nothing_to_synchronise() -> None:
     the platform's synchronize().
     """
     torch.cuda.synchronize = lambda *_: None
+
+
+def draft_trees_in_triton() -> None:
+    """Build and verify MTP's drafts with the kernels that SGLang has in Triton.
+
+    Why: an out-of-tree platform is refused there, although XPU's kernels are Triton's; with
+    TRITON_INTERPRET=1 they run on a CPU. Upstream: kernels/ops/speculative/spec_tree.py. Remove
+    when: it asks the platform's supports_triton.
+    """
+    from sglang.kernels.ops.speculative import spec_tree
+
+    spec_tree._is_xpu = True
 
 
 def dp_copies_without_triton() -> None:
