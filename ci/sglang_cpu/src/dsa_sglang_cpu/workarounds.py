@@ -96,7 +96,7 @@ def dp_copies_without_triton() -> None:
 
 
 def collectives_without_custom_ops() -> None:
-    """Call the all-gather of a group directly.
+    """Call the collectives of a group directly.
 
     Why: custom ops of an out-of-tree platform are registered for torch's PrivateUse1 device alone,
     so a CPU tensor finds none. Upstream: direct_register_custom_op in srt/utils/common.py. Remove
@@ -104,7 +104,5 @@ def collectives_without_custom_ops() -> None:
     """
     from sglang.srt.distributed.parallel_state import GroupCoordinator
 
-    def all_gather_into_tensor(self: Any, output: torch.Tensor, input: torch.Tensor) -> None:  # noqa: A002
-        self._all_gather_into_tensor(output, input)
-
-    GroupCoordinator.all_gather_into_tensor = all_gather_into_tensor
+    GroupCoordinator.all_gather_into_tensor = GroupCoordinator._all_gather_into_tensor
+    GroupCoordinator.reduce_scatter_tensor = GroupCoordinator._reduce_scatter_tensor
