@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dsa_kernels.layout import INDEX_PAGE
-from dsa_plugin.metadata import DSAMetadata, split_prefill
+from dsa_plugin.metadata import DSAMetadata, PrefillChunk, split_prefill
 
 
 def is_uniform(forward_batch: Any) -> bool:
@@ -53,7 +53,7 @@ def plan(
         starts.append(starts[-1] + new)
     ids = torch.arange(len(lens), dtype=torch.int32)
     request_ids = ids.repeat_interleave(torch.tensor(extend_lens), output_size=starts[-1])
-    return _metadata(
+    return _planned(
         num_tokens=starts[-1],
         prefill_chunks=split_prefill(starts, lens, 0, workspace_bytes),
         request_ids=request_ids.to(req_to_token.device, non_blocking=True),
@@ -67,7 +67,7 @@ def plan(
 def uniform(table: Tensor, rows: Tensor, requests: int, workspace_bytes: int) -> DSAMetadata:
     """`rows` [T] counts up from 0; each of `requests` requests has T / requests of them."""
     query_len = rows.shape[0] // max(requests, 1)
-    return _metadata(
+    return _planned(
         num_tokens=requests * query_len,
         num_decodes=requests,
         decode_query_len=query_len,
@@ -98,15 +98,29 @@ def _longest(seq_lens_cpu: Tensor | None, limit: int) -> int:
     return limit if seq_lens_cpu is None else max(seq_lens_cpu.tolist(), default=0)
 
 
-def _metadata(**fields: Any) -> DSAMetadata:
+def _planned(
+    *,
+    num_tokens: int,
+    request_ids: Tensor,
+    block_table: Tensor,
+    workspace_bytes: int,
+    num_decodes: int = 0,
+    decode_query_len: int = 0,
+    max_decode_context_len: int = 0,
+    prefill_chunks: tuple[PrefillChunk, ...] = (),
+) -> DSAMetadata:
+    """A DSAMetadata whose `context_lens` and `slot_mapping` are for `in_pass` to say."""
     nothing = torch.empty(0, dtype=torch.int32)
-    given = {
-        "num_decodes": 0,
-        "decode_query_len": 0,
-        "max_decode_context_len": 0,
-        "prefill_chunks": (),
-        "context_lens": nothing,
-        "slot_mapping": nothing,
-        "block_size": INDEX_PAGE,
-    } | fields
-    return DSAMetadata(**given)
+    return DSAMetadata(
+        num_tokens=num_tokens,
+        num_decodes=num_decodes,
+        decode_query_len=decode_query_len,
+        max_decode_context_len=max_decode_context_len,
+        prefill_chunks=prefill_chunks,
+        request_ids=request_ids,
+        context_lens=nothing,
+        block_table=block_table,
+        slot_mapping=nothing,
+        block_size=INDEX_PAGE,
+        workspace_bytes=workspace_bytes,
+    )

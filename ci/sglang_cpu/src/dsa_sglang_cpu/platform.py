@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 from typing import Any
 
-import psutil
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 
@@ -27,7 +27,7 @@ class CpuTorchPlatform(SRTPlatform):
         return int(os.environ.get("DSA_TEST_SGLANG_MEMORY", _DEFAULT_MEMORY))
 
     def get_current_memory_usage(self, device: Any = None) -> float:
-        return float(psutil.Process().memory_info().rss)
+        return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     def get_default_attention_backend(self) -> str:
         return "torch_native"
