@@ -31,5 +31,5 @@ test-all: vllm sglang
 unit: vllm
 	@$(VENV)/bin/python -m pytest -m "not serving and not matrix"
 
-lint: vllm
+lint: vllm sglang
 	@ci/lint $(VENV)/bin/python

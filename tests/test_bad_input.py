@@ -75,7 +75,9 @@ def vllm_refusal(model: Path, *flags: str, env: Mapping[str, str] | None = None)
 
     load_general_plugins()
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
-    args = EngineArgs.from_cli_args(parser.parse_args(["--model", str(model), *flags]))
+    namespace = parser.parse_args(["--model", str(model), *flags])
+    assert namespace is not None
+    args = EngineArgs.from_cli_args(namespace)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (env or {}).items():
             patch.setenv(name, value)

@@ -2,7 +2,8 @@
 
 A server started with ``DSA_TEST_MUTATION=<name>`` loads ``apply`` as a plugin in each of its
 processes (server.py sees to it). It replaces functions of dsa_plugin.attention, or ones that module
-imported by name, or what "module:Class.method" names, and writes ``dsa test mutation applied: <name>`` to stderr.
+imported by name, or what "module:Class.method" names, and writes ``dsa test mutation applied:
+<name>`` to stderr.
 """
 
 import dataclasses
@@ -159,7 +160,7 @@ def _recorded(function: Function) -> Function:
 
 
 def _as_captured(function: Function) -> Function:
-    """SGLang's passes of equal rows read block table and rows from a CUDA graph's buffers."""
+    """SGLang's passes of equal rows read a CUDA graph's buffers, which may not move."""
 
     def init_forward_metadata(self: Any, forward_batch: Any) -> None:
         from dsa_plugin.hosts.sglang.metadata import is_uniform
@@ -169,7 +170,13 @@ def _as_captured(function: Function) -> Function:
             return
         if not hasattr(self, "_block_table"):
             self.init_cuda_graph_state(64, 1024)
+            self.captured = {}
         self.init_forward_metadata_out_graph(forward_batch)
+        ours = self.forward_metadata
+        addresses = (ours.block_table.data_ptr(), ours.request_ids.data_ptr())
+        shape = (ours.num_decodes, ours.num_tokens)
+        if self.captured.setdefault(shape, addresses) != addresses:
+            raise AssertionError(f"a graph captured for {shape} would read freed memory")
 
     return init_forward_metadata
 

@@ -52,6 +52,7 @@ class DSABackend(AttentionBackend):
         pages = -(-tokens.shape[1] // INDEX_PAGE)
         self._block_table = torch.zeros(max_bs, pages, dtype=torch.int32, device=tokens.device)
         self._rows = torch.arange(max_num_tokens, dtype=torch.int32, device=tokens.device)
+        self._request_ids: dict[int, Tensor] = {}  # by rows of each request
 
     def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
         tokens = self.req_to_token_pool.req_to_token
@@ -59,8 +60,13 @@ class DSABackend(AttentionBackend):
         table = self._block_table[:requests]
         pool_indices = forward_batch.req_pool_indices[:requests]
         table.copy_(metadata.block_table(tokens, pool_indices, tokens.shape[1]))
-        rows = self._rows[: forward_batch.positions.shape[0]]
-        self.forward_metadata = metadata.uniform(table, rows, requests, self._workspace_bytes)
+        rows = forward_batch.positions.shape[0]
+        query_len = max(rows // max(requests, 1), 1)
+        if query_len not in self._request_ids:
+            self._request_ids[query_len] = self._rows // query_len
+        self.forward_metadata = metadata.uniform(
+            table, self._request_ids[query_len][:rows], requests, self._workspace_bytes
+        )
 
     def get_cuda_graph_seq_len_fill_value(self) -> int:
         return 1

@@ -37,9 +37,10 @@ def plan(
     if is_uniform(forward_batch):
         requests, rows = forward_batch.batch_size, forward_batch.positions.shape[0]
         longest = _longest(forward_batch.seq_lens_cpu, req_to_token.shape[1] - draft_tokens)
+        ids = torch.arange(rows, dtype=torch.int32, device=req_to_token.device)
         return uniform(
             block_table(req_to_token, forward_batch.req_pool_indices, longest + draft_tokens),
-            torch.arange(rows, dtype=torch.int32, device=req_to_token.device),
+            ids // max(rows // max(requests, 1), 1),
             requests,
             workspace_bytes,
         )
@@ -64,15 +65,15 @@ def plan(
     )
 
 
-def uniform(table: Tensor, rows: Tensor, requests: int, workspace_bytes: int) -> DSAMetadata:
-    """`rows` [T] counts up from 0; each of `requests` requests has T / requests of them."""
-    query_len = rows.shape[0] // max(requests, 1)
+def uniform(table: Tensor, request_ids: Tensor, requests: int, workspace_bytes: int) -> DSAMetadata:
+    """Of `requests` requests with as many rows each; `request_ids` [T] int32."""
+    rows = request_ids.shape[0]
     return _planned(
-        num_tokens=requests * query_len,
+        num_tokens=rows,
         num_decodes=requests,
-        decode_query_len=query_len,
+        decode_query_len=rows // max(requests, 1),
         max_decode_context_len=table.shape[1] * INDEX_PAGE,
-        request_ids=rows // max(query_len, 1),
+        request_ids=request_ids,
         block_table=table,
         workspace_bytes=workspace_bytes,
     )
