@@ -172,7 +172,7 @@ def _as_captured(function: Function) -> Function:
             self.init_cuda_graph_state(64, 1024)
             self.captured = {}
         self.init_forward_metadata_out_graph(forward_batch)
-        ours = self.forward_metadata
+        ours = self.planned
         addresses = (ours.block_table.data_ptr(), ours.request_ids.data_ptr())
         shape = (ours.num_decodes, ours.num_tokens)
         if self.captured.setdefault(shape, addresses) != addresses:

@@ -85,11 +85,15 @@ class DSAAttention(DeepseekV2AttentionMLA):
     MTP step to the next are the host's.
     """
 
+    indexer: DSAIndexer | None
     mla: attention.MLAWeights
     indexer_constants: attention.Indexer | None
 
     def read_weights(self) -> None:
         """Take the absorbed weights that the host made of kv_b_proj."""
+        assert self.w_kc is not None
+        assert self.w_vc is not None
+        assert self.rotary_emb is not None
         cos_sin_cache = self.rotary_emb.cos_sin_cache
         dtype = self.kv_a_layernorm.weight.dtype
         self.mla = attention.MLAWeights(
@@ -129,7 +133,7 @@ class DSAAttention(DeepseekV2AttentionMLA):
         inputs = None if self.indexer is None else self.indexer(hidden_states, q_latent)
         return q, kv, inputs, positions, forward_batch, prev_topk_indices
 
-    def forward_absorb_core(
+    def forward_absorb_core(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         q: Tensor,
         kv: Tensor,

@@ -26,10 +26,10 @@ class DSABackend(AttentionBackend):
 
     Attributes:
         req_to_token_pool, token_to_kv_pool: where the host's forward context looks for them.
-        forward_metadata: the coming pass's, without what `batch` adds within it.
+        planned: the coming pass's metadata, without what `batch` adds within it.
     """
 
-    forward_metadata: DSAMetadata
+    planned: DSAMetadata
 
     def __init__(self, runner: Any) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class DSABackend(AttentionBackend):
         self._workspace_bytes = Env.load().logits_workspace_mb << 20
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
-        self.forward_metadata = metadata.plan(
+        self.planned = metadata.plan(
             forward_batch,
             self.req_to_token_pool.req_to_token,
             self._draft_tokens,
@@ -64,7 +64,7 @@ class DSABackend(AttentionBackend):
         query_len = max(rows // max(requests, 1), 1)
         if query_len not in self._request_ids:
             self._request_ids[query_len] = self._rows // query_len
-        self.forward_metadata = metadata.uniform(
+        self.planned = metadata.uniform(
             table, self._request_ids[query_len][:rows], requests, self._workspace_bytes
         )
 
@@ -74,9 +74,7 @@ class DSABackend(AttentionBackend):
     def batch(self, forward_batch: Any, positions: Tensor, layer: int) -> DSAMetadata:
         """The pass's metadata; computed by its first layer, in the graph if there is one."""
         if layer == self.token_to_kv_pool.start_layer:
-            self._batch = metadata.in_pass(
-                self.forward_metadata, positions, forward_batch.out_cache_loc
-            )
+            self._batch = metadata.in_pass(self.planned, positions, forward_batch.out_cache_loc)
         return self._batch
 
     def latent_cache(self, layer: int) -> Tensor:

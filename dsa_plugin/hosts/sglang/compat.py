@@ -6,7 +6,7 @@ Every function says what, why, the upstream place and when to remove it.
 from __future__ import annotations
 
 from functools import cache, wraps
-from typing import Any
+from typing import Any, cast
 
 from sglang.srt.platforms.interface import SRTPlatform
 
@@ -53,7 +53,9 @@ def attn_tp_context() -> Any:
     try:
         from sglang.srt.layers.layer_boundary.adapters.attention import get_attn_tp_context
     except ImportError:
-        from sglang.srt.layers.communicator import get_attn_tp_context
+        from sglang.srt.layers.communicator import (  # pyright: ignore[reportMissingImports]
+            get_attn_tp_context,
+        )
     return get_attn_tp_context()
 
 
@@ -88,4 +90,4 @@ def offer_draft_backends() -> None:
 
         return original(self, kind, backend_map | {BACKEND: ours}, *args, **kwargs)
 
-    DraftBackendFactory._create_backend = create
+    cast(Any, DraftBackendFactory)._create_backend = create

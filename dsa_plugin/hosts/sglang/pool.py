@@ -8,7 +8,7 @@ the index keys and nothing else; HiCache and PD, which count on 132 bytes a toke
 from __future__ import annotations
 
 from functools import cache, wraps
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -49,7 +49,7 @@ def _model_dtype_pool() -> type:
 
         def _create_index_key_cache(self) -> Any:
             self.index_k_with_scale_buffer_dtype = _model_dtype()
-            return ModelDtypeIndexKeyCache(self, self.index_buf_size)
+            return ModelDtypeIndexKeyCache(self, cast(int, self.index_buf_size))
 
     return ModelDtypeDSATokenToKVPool
 

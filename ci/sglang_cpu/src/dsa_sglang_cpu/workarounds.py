@@ -6,7 +6,7 @@ upstream place and when to remove it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -104,5 +104,6 @@ def collectives_without_custom_ops() -> None:
     """
     from sglang.srt.distributed.parallel_state import GroupCoordinator
 
-    GroupCoordinator.all_gather_into_tensor = GroupCoordinator._all_gather_into_tensor
-    GroupCoordinator.reduce_scatter_tensor = GroupCoordinator._reduce_scatter_tensor
+    group = cast(Any, GroupCoordinator)
+    group.all_gather_into_tensor = group._all_gather_into_tensor
+    group.reduce_scatter_tensor = group._reduce_scatter_tensor
