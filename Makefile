@@ -1,30 +1,35 @@
-# make demo      serve a DeepSeek-V3.2 checkpoint with `vllm serve` and ask it over the OpenAI API
-# make test      lint, types, unit tests, serving tests: what CI runs
+# make demo      serve a DeepSeek-V3.2 checkpoint and ask it over the OpenAI API;  HOST=sglang: by SGLang
+# make test      lint, types, unit tests, serving tests on both hosts: what CI runs
 # make test-all  the same with every cell of the big matrices
-# make vllm      only create the environment;  VLLM=0.30.0 chooses another release of vLLM
+# make vllm, make sglang  only create the environment;  VLLM=0.30.0 chooses another release of vLLM
 DEFAULT_VLLM := 0.32.0
 VLLM ?= $(DEFAULT_VLLM)
 VENV ?= .venv/vllm$(if $(filter-out $(DEFAULT_VLLM),$(VLLM)),-$(VLLM))
+HOST ?= vllm
 PYTHON3 ?= python3
 # Address of a package index with torch's CPU builds, where the configured ones have none.
 TORCH_INDEX ?=
 
-.PHONY: vllm demo test test-all lint unit
+.PHONY: vllm sglang demo test test-all lint unit
 
 vllm:
 	@$(PYTHON3) ci/setup_vllm.py --vllm $(VLLM) --venv $(VENV) --torch-index "$(TORCH_INDEX)"
 
-demo: vllm
-	@PYTHONPATH=tests $(VENV)/bin/python -m dsa_testbed.demo
+sglang:
+	@$(PYTHON3) ci/setup_sglang.py --torch-index "$(TORCH_INDEX)"
 
-test: vllm
+# Demo and tests run in vLLM's environment, which has their tools; SGLang is a process of its own.
+demo: vllm $(filter sglang,$(HOST))
+	@PYTHONPATH=tests $(VENV)/bin/python -m dsa_testbed.demo --host $(HOST)
+
+test: vllm sglang
 	@ci/test $(VENV)/bin/python "not matrix"
 
-test-all: vllm
+test-all: vllm sglang
 	@ci/test $(VENV)/bin/python ""
 
 unit: vllm
 	@$(VENV)/bin/python -m pytest -m "not serving and not matrix"
 
-lint: vllm
+lint: vllm sglang
 	@ci/lint $(VENV)/bin/python

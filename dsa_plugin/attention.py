@@ -76,6 +76,50 @@ def warm_up(device: torch.device, index_cache_dtype: torch.dtype) -> None:
     warm_up_indexer(device, index_cache_dtype)
 
 
+def forward(
+    mla: MLAWeights,
+    q: Tensor,
+    kv: Tensor,
+    indexer: Indexer | None,
+    inputs: IndexerInputs | None,
+    positions: Tensor,
+    latent_cache: Tensor,
+    index_cache: Tensor | None,
+    metadata: DSAMetadata,
+    topk_indices: Tensor,
+    out: Tensor,
+    *,
+    reuse_selection: bool,
+) -> None:
+    """One layer, from projections to heads' outputs: everything a host calls.
+
+    Tensors of the pass may be padded beyond `metadata.num_tokens`; those rows of `out` become 0.
+
+    Args:
+        mla: the layer.
+        q: [>= T, heads, qk_nope_head_dim + 64], before RoPE.
+        kv: [>= T, 576], before norm and RoPE.
+        indexer, inputs, index_cache: all None in a layer without an indexer.
+        positions: [>= T] int64.
+        latent_cache: written and read.
+        metadata: the batch; T is its num_tokens.
+        topk_indices: [>= T, index_topk] int32, written by a layer that selects, else read.
+        out: [>= T, heads, v_head_dim], written.
+        reuse_selection: attend to what `topk_indices` holds, of another layer or MTP step. A layer
+            with an indexer stores its keys all the same.
+    """
+    tokens = metadata.num_tokens
+    positions = positions[:tokens]
+    write_latent(mla, kv[:tokens], positions, latent_cache, metadata)
+    if indexer is not None and inputs is not None and index_cache is not None:
+        write_index_key(indexer, inputs.k[:tokens], positions, index_cache, metadata)
+        if not reuse_selection:
+            rows = IndexerInputs(inputs.q[:tokens], inputs.k[:tokens], inputs.weights[:tokens])
+            select(indexer, rows, positions, index_cache, metadata, topk_indices)
+    attend(mla, q[:tokens], positions, latent_cache, metadata, topk_indices, out[:tokens])
+    out[tokens:].zero_()
+
+
 def write_latent(
     mla: MLAWeights, kv: Tensor, positions: Tensor, cache: Tensor, metadata: DSAMetadata
 ) -> None:

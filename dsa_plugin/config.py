@@ -104,6 +104,15 @@ class DSAConfig:
         """`indexer_types` in one word, such as "FSSF": F for full, S for shared."""
         return "".join("F" if kind == "full" else "S" for kind in self.indexer_types)
 
+    def summary(self, *, index_cache_fp8: bool) -> str:
+        """What a host's log says of a model that the plugin serves."""
+        return (
+            f"{self.num_hidden_layers} layers ({self.indexer_types.count('full')} with an "
+            f"indexer), index_topk {self.index_topk}, "
+            f"{'interleaved' if self.indexer_rope_interleave else 'half-split'} indexer RoPE, "
+            f"index cache {'fp8' if index_cache_fp8 else 'in the model dtype'}"
+        )
+
     def has_indexer(self, layer: int) -> bool:
         """Whether a layer runs an indexer; MTP layers (>= num_hidden_layers) always do."""
         return layer >= self.num_hidden_layers or self.indexer_types[layer] == "full"

@@ -103,6 +103,11 @@ class Env:
             op_counts=read(OP_COUNTS, environ),
         )
 
+    def index_cache_is_fp8(self, device_type: str) -> bool:
+        """What `DSA_INDEX_CACHE_DTYPE` means on a device of this torch type, such as "cpu"."""
+        choice = self.index_cache_dtype
+        return choice == "fp8" or (choice == "auto" and device_type != "cpu")
+
 
 def read(variable: Variable, environ: Mapping[str, str]) -> Any:
     """The value of one variable, or its default where unset.

@@ -23,9 +23,10 @@ from dsa_testbed import tokenizer
 from dsa_testbed.checkpoint import make_checkpoint
 from dsa_testbed.oracle import oracle_generate
 from dsa_testbed.recipes import VOCAB_SIZE
-from dsa_testbed.server import ServerError, VllmServer
+from dsa_testbed.server import Server, ServerError, VllmServer
+from dsa_testbed.sglang_server import SglangServer
 
-HOSTS = {"vllm": VllmServer}
+HOSTS: dict[str, type[Server]] = {"vllm": VllmServer, "sglang": SglangServer}
 CHECKPOINT = "v32"
 PROMPT_TOKENS = 16_384
 CHECKED_TOKENS = 32
@@ -125,9 +126,7 @@ def main() -> int:
     return 0 if equal else 1
 
 
-def ask(
-    server: VllmServer, prompt: str, max_tokens: int, progress: Progress, start: float
-) -> Stream:
+def ask(server: Server, prompt: str, max_tokens: int, progress: Progress, start: float) -> Stream:
     """Stream a greedy completion of the prompt; a failure is in the result's ``error``."""
     stream = Stream()
 

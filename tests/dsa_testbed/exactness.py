@@ -5,20 +5,13 @@ from pathlib import Path
 
 from dsa_testbed.oracle import oracle_answers
 from dsa_testbed.prompts import Prompt
-from dsa_testbed.server import VllmServer
+from dsa_testbed.server import Server
 
 MAX_TOKENS = 32
-ARGS = [
-    *("--dtype", "float32"),
-    *("--max-model-len", "4352"),
-    *("--max-num-batched-tokens", "256"),
-    *("--max-num-seqs", "16"),
-]
-ENV = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 
 
 def mismatches(
-    server: VllmServer,
+    server: Server,
     checkpoint: Path,
     prompts: Sequence[Prompt],
     max_tokens: int,

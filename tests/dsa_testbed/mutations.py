@@ -2,7 +2,8 @@
 
 A server started with ``DSA_TEST_MUTATION=<name>`` loads ``apply`` as a plugin in each of its
 processes (server.py sees to it). It replaces functions of dsa_plugin.attention, or ones that module
-imported by name, and writes ``dsa test mutation applied: <name>`` to stderr.
+imported by name, or what "module:Class.method" names, and writes ``dsa test mutation applied:
+<name>`` to stderr.
 """
 
 import dataclasses
@@ -30,9 +31,13 @@ def apply() -> None:
     name = os.environ.get(VARIABLE, "")
     if name not in MUTATIONS:
         raise ValueError(f"{VARIABLE}={name!r}; known: {', '.join(MUTATIONS)}")
-    core = importlib.import_module("dsa_plugin.attention")
-    for attribute, wrap in MUTATIONS[name].items():
-        setattr(core, attribute, wrap(getattr(core, attribute)))
+    for target, wrap in MUTATIONS[name].items():
+        module, colon, path = target.rpartition(":")
+        *owners, attribute = path.split(".")
+        owner: Any = importlib.import_module(module if colon else "dsa_plugin.attention")
+        for part in owners:
+            owner = getattr(owner, part)
+        setattr(owner, attribute, wrap(getattr(owner, attribute)))
     print(f"dsa test mutation applied: {name}", file=sys.stderr, flush=True)
 
 
@@ -154,6 +159,28 @@ def _recorded(function: Function) -> Function:
     return attend
 
 
+def _as_captured(function: Function) -> Function:
+    """SGLang's passes of equal rows read a CUDA graph's buffers, which may not move."""
+
+    def init_forward_metadata(self: Any, forward_batch: Any) -> None:
+        from dsa_plugin.hosts.sglang.metadata import is_uniform
+
+        if not is_uniform(forward_batch):
+            function(self, forward_batch)
+            return
+        if not hasattr(self, "_block_table"):
+            self.init_cuda_graph_state(64, 1024)
+            self.captured = {}
+        self.init_forward_metadata_out_graph(forward_batch)
+        ours = self.planned
+        addresses = (ours.block_table.data_ptr(), ours.request_ids.data_ptr())
+        shape = (ours.num_decodes, ours.num_tokens)
+        if self.captured.setdefault(shape, addresses) != addresses:
+            raise AssertionError(f"a graph captured for {shape} would read freed memory")
+
+    return init_forward_metadata
+
+
 # Name -> attribute of dsa_plugin.attention -> what replaces it.
 MUTATIONS: dict[str, dict[str, Wrapper]] = {
     # Query and key of the indexer rotate pairs where the model rotates halves, or the reverse.
@@ -177,4 +204,7 @@ MUTATIONS: dict[str, dict[str, Wrapper]] = {
     "shared_selection_lost": {"attend": _selection_lost},
     # Breaks nothing.
     "record_selection": {"attend": _recorded},
+    "decode_as_captured": {
+        "dsa_plugin.hosts.sglang.backend:DSABackend.init_forward_metadata": _as_captured
+    },
 }

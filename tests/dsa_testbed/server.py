@@ -1,4 +1,8 @@
-"""Run a real ``vllm serve`` in its own process group, talk to it over HTTP, stop it cleanly."""
+"""Run a real server in its own process group, talk to it over HTTP, stop it cleanly.
+
+Server is what every host has in common; VllmServer is ``vllm serve``; SGLang's is in
+sglang_server.py.
+"""
 
 import contextlib
 import os
@@ -15,19 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import httpx
 
 _TESTS = Path(__file__).resolve().parents[1]
-_ENVIRONMENT = {
-    # Nothing in a test may reach for the network.
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    # GiB. vLLM's default is 92 % of all memory, and it refuses to start where less is free.
-    "VLLM_CPU_KVCACHE_SPACE": "2",
-}
+# Nothing in a test may reach for the network.
+_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
 _TAIL_LINES = 60
 _ERROR = re.compile(r"\b\w+(?:Error|Exception): .*")
 _SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{.*\})?\s+(\S+)")
@@ -50,14 +48,34 @@ class Completion:
     raw: dict[str, Any]
 
 
-class VllmServer:
-    """Context manager around ``vllm serve MODEL --host 127.0.0.1 --port <free> *args``.
+@dataclass(frozen=True)
+class Counters:
+    """What a server counted since it started."""
+
+    cached_tokens: float
+    """Prompt tokens that came from the prefix cache."""
+    preemptions: float
+    """Requests whose cache was taken away for others'; vLLM preempts, SGLang retracts."""
+    draft_tokens: float
+    """Tokens that the MTP layer proposed."""
+    accepted_draft_tokens: float
+
+
+class Server:
+    """Context manager around a server of ``model``; a host's class says how it is started.
 
     env: added to this process's environment. mutation: one of mutations.MUTATIONS, applied in
     every process of the server. Entering waits until /health answers and raises ServerError if the
     server exits first or ``start_timeout`` seconds pass; leaving stops the whole process group.
     on_wait: called while waiting, with the seconds so far and the last line of the log.
     """
+
+    host = ""
+    """The host's name."""
+    plugins = ""
+    """Entry-point group of the host's general plugins."""
+    environment: ClassVar[dict[str, str]] = {}
+    """Defaults of environment variables."""
 
     def __init__(
         self,
@@ -76,10 +94,9 @@ class VllmServer:
         self.port = _free_port()
         self.base_url = f"http://127.0.0.1:{self.port}"
         self.model = str(model)
-        vllm = Path(sys.executable).parent / "vllm"
         listen = ["--host", "127.0.0.1", "--port", str(self.port)]
-        self.command = [str(vllm), "serve", self.model, *listen, *args]
-        self._env = {**_ENVIRONMENT, **os.environ, **(env or {})}
+        self.command = [*self.launcher(self.model), *listen, *args]
+        self._env = {**_ENVIRONMENT, **self.environment, **os.environ, **(env or {})}
         if mutation:
             self._add_mutation(mutation)
         self._start_timeout = start_timeout
@@ -92,6 +109,28 @@ class VllmServer:
         )
         self._process: subprocess.Popen[bytes] | None = None
         self.startup_seconds = 0.0
+
+    @classmethod
+    def launcher(cls, model: str) -> list[str]:
+        """The command that serves ``model``, without further arguments."""
+        raise NotImplementedError
+
+    def counters(self) -> Counters:
+        """What the server has counted so far."""
+        raise NotImplementedError
+
+    def complete(
+        self, prompt: list[int] | str, max_tokens: int, *, logprobs: int | None = None, **body: Any
+    ) -> Completion:
+        """One greedy completion; ``body`` adds or replaces fields of the host's request.
+
+        Raises httpx.HTTPStatusError on a refused request and ServerError if the server died.
+        """
+        raise NotImplementedError
+
+    def prompt_logprobs(self, prompt: list[int]) -> list[float]:
+        """Log-probability of each token of the prompt but the first."""
+        raise NotImplementedError
 
     def __enter__(self) -> Self:
         self.start()
@@ -193,30 +232,11 @@ class VllmServer:
                 totals[match[1]] = totals.get(match[1], 0.0) + float(match[2])
         return totals
 
-    def complete(
-        self,
-        prompt: list[int] | str,
-        max_tokens: int,
-        *,
-        logprobs: int | None = None,
-        **body: Any,
-    ) -> Completion:
-        """One greedy completion; ``body`` adds or replaces fields of the request.
-
-        Raises httpx.HTTPStatusError on a refused request and ServerError if the server died.
-        """
-        request = {
-            "model": self.model,
-            "prompt": prompt,
-            "max_tokens": max_tokens,
-            "temperature": 0,
-            "return_token_ids": True,
-            "logprobs": logprobs,
-            "return_tokens_as_token_ids": logprobs is not None or None,
-        } | body
+    def post(self, path: str, request: dict[str, Any]) -> Any:
+        """The JSON answer to a request; what is None is left out."""
         request = {key: value for key, value in request.items() if value is not None}
         try:
-            response = self._client.post("/v1/completions", json=request)
+            response = self._client.post(path, json=request)
         except httpx.TransportError:
             self.check_alive()
             raise
@@ -227,7 +247,7 @@ class VllmServer:
                 request=response.request,
                 response=response,
             )
-        return _parse(response.json())
+        return response.json()
 
     def generate_all(
         self, prompts: Sequence[list[int]], max_tokens: int, concurrency: int = 16, **body: Any
@@ -254,11 +274,57 @@ class VllmServer:
             "Metadata-Version: 2.1\nName: dsa-test-mutations\nVersion: 0\n"
         )
         (info / "entry_points.txt").write_text(
-            f"[vllm.general_plugins]\ndsa_test_mutations = {ENTRY_POINT}\n"
+            f"[{self.plugins}]\ndsa_test_mutations = {ENTRY_POINT}\n"
         )
         search = [self._scratch.name, str(_TESTS), self._env.get("PYTHONPATH", "")]
         self._env["PYTHONPATH"] = os.pathsep.join(filter(None, search))
         self._env[VARIABLE] = mutation
+
+
+class VllmServer(Server):
+    """``vllm serve MODEL --host 127.0.0.1 --port <free> *args``, of this process's environment."""
+
+    host = "vllm"
+    plugins = "vllm.general_plugins"
+    environment: ClassVar[dict[str, str]] = {
+        "VLLM_NO_USAGE_STATS": "1",
+        # GiB. vLLM's default is 92 % of all memory, and it refuses to start where less is free.
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+    }
+
+    @classmethod
+    def launcher(cls, model: str) -> list[str]:
+        return [str(Path(sys.executable).parent / "vllm"), "serve", model]
+
+    def counters(self) -> Counters:
+        metrics = self.metrics()
+        return Counters(
+            cached_tokens=metrics["vllm:prefix_cache_hits_total"],
+            preemptions=metrics["vllm:num_preemptions_total"],
+            draft_tokens=metrics.get("vllm:spec_decode_num_draft_tokens_total", 0),
+            accepted_draft_tokens=metrics.get("vllm:spec_decode_num_accepted_tokens_total", 0),
+        )
+
+    def complete(
+        self, prompt: list[int] | str, max_tokens: int, *, logprobs: int | None = None, **body: Any
+    ) -> Completion:
+        request = {
+            "model": self.model,
+            "prompt": prompt,
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "return_token_ids": True,
+            "logprobs": logprobs,
+            "return_tokens_as_token_ids": logprobs is not None or None,
+        }
+        return _parse(self.post("/v1/completions", request | body))
+
+    def prompt_logprobs(self, prompt: list[int]) -> list[float]:
+        raw = self.complete(prompt, 1, prompt_logprobs=0).raw
+        entries = raw["choices"][0]["prompt_logprobs"][1:]
+        return [
+            entry[str(token)]["logprob"] for entry, token in zip(entries, prompt[1:], strict=True)
+        ]
 
 
 def _free_port() -> int:

@@ -36,32 +36,26 @@ def _dsa_attention(
         _profile(layer, q, out)
         return
     batch = cast("dict[str, DSAMetadata]", context.attn_metadata)
-    metadata = batch[layer_name]
-    tokens = metadata.num_tokens
-    positions = positions[:tokens]
     # Before 0.30 the host calls this after loading for its own attention classes only.
     mla = layer.mla or layer.process_weights_after_loading(q.dtype)
-
-    attention.write_latent(mla, kv[:tokens], positions, layer.kv_cache, metadata)
+    inputs = None
     if index_q is not None and index_k is not None and index_weights is not None:
-        assert layer.indexer is not None
-        indexer, cache = layer.indexer.constants, layer.indexer.k_cache.kv_cache
-        attention.write_index_key(indexer, index_k[:tokens], positions, cache, metadata)
-        if not layer.skip_topk:
-            inputs = attention.IndexerInputs(
-                index_q[:tokens], index_k[:tokens], index_weights[:tokens]
-            )
-            attention.select(indexer, inputs, positions, cache, metadata, layer.topk_indices_buffer)
-    attention.attend(
+        inputs = attention.IndexerInputs(index_q, index_k, index_weights)
+    indexer = layer.indexer
+    attention.forward(
         mla,
-        q[:tokens],
+        q,
+        kv,
+        None if indexer is None else indexer.constants,
+        inputs,
         positions,
         layer.kv_cache,
-        metadata,
+        None if indexer is None else indexer.k_cache.kv_cache,
+        batch[layer_name],
         layer.topk_indices_buffer,
-        out[:tokens],
+        out,
+        reuse_selection=layer.skip_topk,
     )
-    out[tokens:].zero_()
 
 
 def _profile(layer: "DSAAttention", q: Tensor, out: Tensor) -> None:

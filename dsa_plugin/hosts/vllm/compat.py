@@ -5,8 +5,7 @@ Every function says what, why, the upstream place and when to remove it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,6 +13,8 @@ import torch
 from vllm.model_executor.models import deepseek_v2
 from vllm.platforms import current_platform
 from vllm.v1.kv_cache_interface import MLAAttentionSpec
+
+from dsa_plugin.replaced_names import replaced_names
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig
@@ -47,8 +48,7 @@ def native_path() -> str | None:
     return f"vLLM's own path is kept on {current_platform.device_type}"
 
 
-@contextmanager
-def attention_classes(**classes: type) -> Iterator[None]:
+def attention_classes(**classes: type) -> AbstractContextManager[None]:
     """Let the host's layers be built with our attention classes while the context is open.
 
     What: replaces names in deepseek_v2 (`Indexer`, `MultiHeadLatentAttentionWrapper`) that its
@@ -61,14 +61,7 @@ def attention_classes(**classes: type) -> Iterator[None]:
     """
     # With use_mla off (`leave_cpu_mla_backend`) the decoder layer asks for DeepseekV2Attention.
     classes = {"DeepseekV2Attention": deepseek_v2.DeepseekV2MLAAttention, **classes}
-    replaced = {name: getattr(deepseek_v2, name) for name in classes}
-    for name, cls in classes.items():
-        setattr(deepseek_v2, name, cls)
-    try:
-        yield
-    finally:
-        for name, cls in replaced.items():
-            setattr(deepseek_v2, name, cls)
+    return replaced_names(deepseek_v2, **classes)
 
 
 def leave_cpu_mla_backend(model_config: ModelConfig) -> None:

@@ -51,15 +51,10 @@ def verify_and_update_config(vllm_config: VllmConfig, reason: str) -> None:
         vllm_config.cache_config.block_size = INDEX_PAGE
         vllm_config.cache_config.user_specified_block_size = True
     _logger.info(
-        "dsa_plugin serves %s, as %s: %d layers (%d with an indexer), index_topk %d, "
-        "%s indexer RoPE, index cache %s",
+        "dsa_plugin serves %s, as %s: %s",
         config.model_type,
         reason,
-        config.num_hidden_layers,
-        config.indexer_types.count("full"),
-        config.index_topk,
-        "interleaved" if config.indexer_rope_interleave else "half-split",
-        "fp8" if index_cache_is_fp8() else "in the model's dtype",
+        config.summary(index_cache_fp8=index_cache_is_fp8()),
     )
 
 
@@ -76,8 +71,7 @@ def index_cache_is_fp8() -> bool:
     """`DSA_INDEX_CACHE_DTYPE`; auto is fp8 on an accelerator, the model's dtype on a CPU."""
     from vllm.platforms import current_platform
 
-    choice = Env.load().index_cache_dtype
-    return choice == "fp8" or (choice == "auto" and not current_platform.is_cpu())
+    return Env.load().index_cache_is_fp8("cpu" if current_platform.is_cpu() else "cuda")
 
 
 def _unsupported_parallelism(parallel: ParallelConfig, config: DSAConfig) -> list[str]:

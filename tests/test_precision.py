@@ -15,34 +15,29 @@ import numpy.typing as npt
 import pytest
 
 from dsa_testbed.checkpoint import load_config, make_checkpoint
-from dsa_testbed.exactness import ENV
+from dsa_testbed.hosts import HOSTS
 from dsa_testbed.oracle import Forward, oracle_forward
 from dsa_testbed.prompts import text_tokens
-from dsa_testbed.server import VllmServer
 
 pytestmark = [pytest.mark.serving, pytest.mark.matrix]
 
 POSITIONS = 2112
 TOKENS = text_tokens(5_000, POSITIONS)
-ARGS = ["--max-model-len", "4352", "--max-num-batched-tokens", "512", "--max-logprobs", "8"]
 BF16_FACTOR = 1.5
 Array = npt.NDArray[Any]
 
 
 def forward(
-    checkpoint: Path, args: list[str], env: dict[str, str], record: Path
+    host: str, checkpoint: Path, settings: list[str], record: Path
 ) -> tuple[Array, list[Array]]:
     """Served log-probabilities of TOKENS[1:]; each layer's selection, [POSITIONS, index_topk]."""
     layers = load_config(checkpoint)["num_hidden_layers"]
-    env = ENV | env | {"DSA_TEST_RECORD": str(record)}
-    with VllmServer(checkpoint, [*ARGS, *args], env, mutation="record_selection") as server:
+    args, env = HOSTS[host].settings(*settings)
+    env |= {"DSA_TEST_RECORD": str(record)}
+    with HOSTS[host].server(checkpoint, args, env, mutation="record_selection") as server:
         for stale in record.iterdir():
             stale.unlink()
-        raw = server.complete(TOKENS, 1, prompt_logprobs=0).raw
-    entries = raw["choices"][0]["prompt_logprobs"][1:]
-    logprobs = [
-        entry[str(token)]["logprob"] for entry, token in zip(entries, TOKENS[1:], strict=True)
-    ]
+        logprobs = server.prompt_logprobs(TOKENS)
     calls = [np.load(path, allow_pickle=False) for path in sorted(record.iterdir())]
     selections = [np.concatenate(calls[layer::layers])[:POSITIONS] for layer in range(layers)]
     return np.array(logprobs), selections
@@ -67,12 +62,13 @@ def error(values: Array, truth: Array) -> float:
     return float(np.sqrt(np.mean((values - truth) ** 2)))
 
 
+@pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("family", ["v32", "glm52"])
-def test_bf16(family: str, tmp_path: Path) -> None:
+def test_bf16(host: str, family: str, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(f"{family}-bf16")
     truth = oracle_forward(make_checkpoint(family), TOKENS)
     eager = oracle_forward(checkpoint, TOKENS, dtype="bfloat16")
-    logprobs, selections = forward(checkpoint, [], {}, tmp_path)
+    logprobs, selections = forward(host, checkpoint, ["bf16"], tmp_path)
     ours, theirs = (
         error(values, of_actual_tokens(truth)) for values in (logprobs, of_actual_tokens(eager))
     )
@@ -81,21 +77,21 @@ def test_bf16(family: str, tmp_path: Path) -> None:
         [eager.topk_indices.get(layer, np.empty((0, 0))) for layer in range(len(selections))], truth
     )
     print(
-        f"{family} bf16, {POSITIONS - 1} positions: rms error of log-probabilities against fp32 "
-        f"{ours:.4f}, transformers' bf16 {theirs:.4f}; top-k overlap {shared:.4f}, "
+        f"{host} {family} bf16, {POSITIONS - 1} positions: rms error of log-probabilities against "
+        f"fp32 {ours:.4f}, transformers' bf16 {theirs:.4f}; top-k overlap {shared:.4f}, "
         f"transformers' {eager_shared:.4f}"
     )
     assert ours <= BF16_FACTOR * theirs
     assert 1 - shared <= BF16_FACTOR * (1 - eager_shared)
 
 
+@pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("family", ["v32", "glm52"])
-def test_fp8_caches(family: str, tmp_path: Path) -> None:
+def test_fp8_caches(host: str, family: str, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(family)
     exact = oracle_forward(checkpoint, TOKENS)
     rounded = oracle_forward(checkpoint, TOKENS, fp8_caches=True)
-    args = ["--dtype", "float32", "--kv-cache-dtype", "fp8_ds_mla"]
-    logprobs, selections = forward(checkpoint, args, {"DSA_INDEX_CACHE_DTYPE": "fp8"}, tmp_path)
+    logprobs, selections = forward(host, checkpoint, ["exact", "fp8_caches"], tmp_path)
     difference = np.abs(logprobs - of_actual_tokens(rounded))
     effect = np.abs(of_actual_tokens(exact) - of_actual_tokens(rounded))
     shared = overlap(selections, rounded)
@@ -108,7 +104,7 @@ def test_fp8_caches(family: str, tmp_path: Path) -> None:
         "top-k overlap": shared,
         "top-k overlap of fp8 with fp32": overlap(selections, exact),
     }
-    print(f"{family} fp8 caches, {POSITIONS - 1} positions: {json.dumps(report)}")
+    print(f"{host} {family} fp8 caches, {POSITIONS - 1} positions: {json.dumps(report)}")
     # What fp8 changes is seen, and all but a small part of it is the reference's change too.
     assert report["median difference"] <= 0.1 * report["median effect of fp8"]
     assert report["rms difference"] <= 0.5 * report["rms effect of fp8"]

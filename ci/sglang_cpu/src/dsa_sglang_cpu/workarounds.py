@@ -1,0 +1,109 @@
+"""Places where SGLang 0.5.23 takes a platform without CUDA for one with it: one function each.
+
+Applied in each worker before it builds a model, the first in the launcher. Each says what, why, the
+upstream place and when to remove it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+
+
+def apply() -> None:
+    """Apply all of them; SGLang's modules are imported here, by the worker that needs them."""
+    rope_of_any_kind()
+    unpinned_tensors()
+    nothing_to_synchronise()
+    draft_trees_in_triton()
+    dp_copies_without_triton()
+    collectives_without_custom_ops()
+
+
+def capability_of_no_gpu() -> None:
+    """Let the capability of a CUDA device be asked for where there is none.
+
+    Why: for DSA models SGLang asks for it on every platform but two, and torch raises. Upstream:
+    handle_model_specific_adjustments in srt/arg_groups/model_hook.py and the two passes it runs.
+    Remove when: it asks the platform's get_device_capability().
+    """
+    torch.cuda.get_device_capability = lambda *_: (0, 0)
+
+
+def rope_of_any_kind() -> None:
+    """Build rotary embeddings on "cpu" as on every other device.
+
+    Why: get_rope_wrapper sends device "cpu" to get_rope_cpu, which knows YaRN alone, and GLM has
+    plain RoPE. Upstream: srt/layers/rotary_embedding/factory.py. Remove when: get_rope_cpu falls
+    back to get_rope.
+    """
+    from sglang.srt.layers.rotary_embedding import factory
+
+    def get_rope_cpu(*args: Any) -> Any:
+        return factory.get_rope(*args[:8])
+
+    factory.get_rope_cpu = get_rope_cpu
+
+
+def unpinned_tensors() -> None:
+    """torch.tensor(pin_memory=True) without pinning.
+
+    Why: DP attention pins a list of token counts unless the platform is SGLang's own CPU engine,
+    and torch cannot pin without an accelerator. Upstream: ForwardBatch in
+    srt/model_executor/forward_batch_info.py. Remove when: it asks is_pin_memory_available().
+    """
+    tensor = torch.tensor
+
+    def unpinned(*args: Any, **kwargs: Any) -> torch.Tensor:
+        kwargs.pop("pin_memory", None)
+        return tensor(*args, **kwargs)
+
+    torch.tensor = unpinned
+
+
+def nothing_to_synchronise() -> None:
+    """torch.cuda.synchronize() of a machine without CUDA.
+
+    Why: an MTP draft calls it when it takes the target's embeddings. Upstream:
+    DeepseekV2ForCausalLM.set_embed_and_head in srt/models/deepseek_v2.py. Remove when: it calls
+    the platform's synchronize().
+    """
+    torch.cuda.synchronize = lambda *_: None
+
+
+def draft_trees_in_triton() -> None:
+    """Build and verify MTP's drafts with the kernels that SGLang has in Triton.
+
+    Why: an out-of-tree platform is refused there, although XPU's kernels are Triton's; with
+    TRITON_INTERPRET=1 they run on a CPU. Upstream: kernels/ops/speculative/spec_tree.py. Remove
+    when: it asks the platform's supports_triton.
+    """
+    from sglang.kernels.ops.speculative import spec_tree
+
+    spec_tree._is_xpu = True
+
+
+def dp_copies_without_triton() -> None:
+    """Copy DP attention's rows with torch.
+
+    Why: memcpy_func is Triton's unless the platform is SGLang's own CPU engine. Upstream:
+    srt/layers/dp_attention.py. Remove when: it asks the platform's capabilities.
+    """
+    from sglang.srt.layers import dp_attention
+
+    dp_attention.memcpy_func = dp_attention.memcpy_cpu
+
+
+def collectives_without_custom_ops() -> None:
+    """Call the collectives of a group directly.
+
+    Why: custom ops of an out-of-tree platform are registered for torch's PrivateUse1 device alone,
+    so a CPU tensor finds none. Upstream: direct_register_custom_op in srt/utils/common.py. Remove
+    when: it registers for the platform's own device type.
+    """
+    from sglang.srt.distributed.parallel_state import GroupCoordinator
+
+    group = cast(Any, GroupCoordinator)
+    group.all_gather_into_tensor = group._all_gather_into_tensor
+    group.reduce_scatter_tensor = group._reduce_scatter_tensor

@@ -1,0 +1,93 @@
+"""What has no hook in SGLang, or differs between 0.5.20 and 0.5.23: one function each.
+
+Every function says what, why, the upstream place and when to remove it.
+"""
+
+from __future__ import annotations
+
+from functools import cache, wraps
+from typing import Any, cast
+
+from sglang.srt.platforms.interface import SRTPlatform
+
+BACKEND = "dsa_plugin"
+"""Our name among SGLang's attention backends."""
+
+
+@cache
+def install() -> None:
+    """Apply what a worker needs before it builds cache pools and the MTP draft."""
+    from dsa_plugin.hosts.sglang.pool import size_index_cache
+
+    offer_draft_backends()
+    size_index_cache()
+
+
+def native_path(model_type: str) -> str | None:
+    """The host's own DSA path on this device, in words; None where it has none.
+
+    Source: arg_groups/overrides.py, _dsa_split_backend_resolution, and what its choices run on:
+    flashmla and fa3 (sm90), trtllm (sm100), flashinfer_sparse_mla (sm120, GLM), triton (ROCm).
+    Asked while arguments are resolved, where the host itself reads the device's capability.
+    """
+    import torch
+    from sglang.srt.platforms import current_platform
+
+    if torch.version.hip is not None:
+        return "SGLang has native DSA kernels for ROCm"
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        if major in (9, 10) or (major == 12 and model_type == "glm_moe_dsa"):
+            return f"SGLang has native DSA kernels for sm{major}{minor}"
+        return None
+    if current_platform.is_npu() or current_platform.is_xpu():
+        return f"SGLang's own path is kept on {current_platform.device_name}"
+    return None
+
+
+def attn_tp_context() -> Any:
+    """The host's context in which a layer finds the latents of its inputs.
+
+    It lay in layers/communicator.py in 0.5.20. Remove the second import with that release.
+    """
+    try:
+        from sglang.srt.layers.layer_boundary.adapters.attention import get_attn_tp_context
+    except ImportError:
+        from sglang.srt.layers.communicator import (  # pyright: ignore[reportMissingImports]
+            get_attn_tp_context,
+        )
+    return get_attn_tp_context()
+
+
+def has_pool_hook() -> bool:
+    """Whether a platform is asked for the class of the DSA cache pool: since 0.5.22.
+
+    Before, only an out-of-tree platform was, and a GPU's index cache is fp8. Remove with 0.5.21.
+    """
+    return hasattr(SRTPlatform, "get_kv_pool_cls")
+
+
+def offer_draft_backends() -> None:
+    """Let the MTP draft run on our backend.
+
+    What: adds our name to the two maps from backend name to draft backend.
+    Why: they are local variables of DraftBackendFactory's methods, without a registry.
+    Upstream: speculative/draft_utils.py. Remove when: an attention backend can register its draft.
+    """
+    from sglang.srt.speculative.draft_utils import DraftBackendFactory
+
+    from dsa_plugin.hosts.sglang.backend import DSABackend, DSADraftBackend
+
+    original = DraftBackendFactory._create_backend
+
+    @wraps(original)
+    def create(self: Any, kind: str, backend_map: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        runner, steps = self.draft_model_runner, self.speculative_num_steps
+
+        def ours() -> tuple[str, Any]:
+            decode = kind == "decode_attention_backend" and kwargs.get("stamps_children")
+            return BACKEND, DSADraftBackend(runner, steps) if decode else DSABackend(runner)
+
+        return original(self, kind, backend_map | {BACKEND: ours}, *args, **kwargs)
+
+    cast(Any, DraftBackendFactory)._create_backend = create

@@ -1,0 +1,140 @@
+"""What of SGLang's settings the plugin does not serve, each with what would work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from dsa_kernels.layout import INDEX_PAGE
+from dsa_plugin.config import DSAConfig
+from dsa_plugin.hosts.sglang.compat import has_pool_hook
+
+# Field of the arguments -> why not.
+_FEATURES = {
+    "enable_prefill_cp": "each rank keeps whole contexts; use more tensor or data parallelism",
+    "enable_dsa_cache_layer_split": "each rank keeps the caches of all of its layers",
+    "enable_kv_cache_sharding": "each rank keeps whole contexts",
+    "enable_hisparse": "the plugin selects from what lies on the device",
+    "enable_two_batch_overlap": "the host does not hand selections on between overlapped batches",
+    "enable_pdmux": "prefill and decode share one set of metadata",
+    "enable_lora": "adapters of kv_b_proj do not reach the absorbed weights",
+    "enable_torch_compile": "the plugin's attention is not compiled",
+    "enable_return_indexer_topk": "the plugin does not record selections",
+    "enable_multi_layer_eagle": "the draft is the model's own MTP layer",
+    "enable_unified_memory": "caches lie in the host's pool of 64-token pages",
+    "enable_page_major_kv_layout": "caches lie in the host's pool of 64-token pages",
+}
+# Settings of the host's own DSA kernels, and what they are where nobody asked.
+_HOST_KERNELS = {
+    "dsa_prefill_backend": None,
+    "dsa_decode_backend": None,
+    "dsa_topk_backend": "sgl-kernel",
+    "dsa_paged_mqa_logits_backend": "auto",
+}
+_SPECULATIVE = (None, "NEXTN", "EAGLE")
+_DTYPES = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16}
+
+
+def unsupported(
+    view: Any,
+    raw: Mapping[str, Any],
+    config: DSAConfig,
+    *,
+    model_dtype: torch.dtype,
+    index_cache_fp8: bool,
+) -> list[str]:
+    """Every reason against serving the model so; empty if there is none.
+
+    Args:
+        view: the arguments as resolved so far.
+        raw: the arguments as the user gave them.
+        config: the model's numbers.
+        model_dtype: of activations.
+        index_cache_fp8: whether index keys are cached in fp8.
+    """
+    return [
+        *(
+            f"{_flag(field)}: {why}; drop the flag"
+            for field, why in _FEATURES.items()
+            if getattr(view, field, False)
+        ),
+        *_parallelism(view, config),
+        *_speculative(raw),
+        *_caches(view, raw, model_dtype, index_cache_fp8),
+        *(
+            f"{_flag(field)} {raw[field]}: it chooses among SGLang's own kernels; drop the flag, "
+            "or set DSA_PLUGIN=off to use them"
+            for field, unset in _HOST_KERNELS.items()
+            if raw.get(field, unset) != unset
+        ),
+    ]
+
+
+def _parallelism(view: Any, config: DSAConfig) -> list[str]:
+    reasons = [
+        f"{_flag(field)} {size}: each rank keeps whole contexts; use {_flag(field)} 1 and more "
+        "tensor or data parallelism"
+        for field in ("dcp_size", "attn_cp_size")
+        if (size := getattr(view, field, 1) or 1) > 1
+    ]
+    if view.pp_size > 1:
+        reasons.append(
+            f"--pp-size {view.pp_size}: pipeline stages are not tested with the plugin on SGLang; "
+            "use --pp-size 1 and more tensor or data parallelism"
+        )
+    ranks = view.tp_size // (view.dp_size if view.enable_dp_attention else 1)
+    try:
+        config.check_tensor_parallel(ranks)
+    except ValueError as error:
+        reasons.append(str(error))
+    return reasons
+
+
+def _speculative(raw: Mapping[str, Any]) -> list[str]:
+    reasons = []
+    algorithm, topk = raw["speculative_algorithm"], raw["speculative_eagle_topk"]
+    if algorithm not in _SPECULATIVE:
+        reasons.append(
+            f"--speculative-algorithm {algorithm}: the plugin drafts with the model's own MTP "
+            "layer; use NEXTN or EAGLE"
+        )
+    if topk not in (None, 1):
+        reasons.append(
+            f"--speculative-eagle-topk {topk}: a row sees every position before its own, so drafts "
+            "must be chains; use --speculative-eagle-topk 1"
+        )
+    return reasons
+
+
+def _caches(
+    view: Any, raw: Mapping[str, Any], model_dtype: torch.dtype, index_cache_fp8: bool
+) -> list[str]:
+    reasons = []
+    dtype = raw["kv_cache_dtype"]
+    if dtype not in ("auto", "fp8_e4m3") and _DTYPES.get(dtype) != model_dtype:
+        reasons.append(
+            f"--kv-cache-dtype {dtype} with a {model_dtype} model: the latent cache is kept in the "
+            "model's dtype (auto) or in 656 bytes a token (fp8_e4m3); choose one of these"
+        )
+    if raw["page_size"] not in (None, INDEX_PAGE):
+        reasons.append(
+            f"--page-size {raw['page_size']}: pages hold {INDEX_PAGE} tokens; drop the flag"
+        )
+    if not index_cache_fp8 and not has_pool_hook():
+        reasons.append(
+            "DSA_INDEX_CACHE_DTYPE=model: this SGLang has no hook for the cache pool; use fp8, or "
+            "SGLang 0.5.22 or later"
+        )
+    if not index_cache_fp8:
+        unquantised = "sizes and transfers count on fp8 index keys; set DSA_INDEX_CACHE_DTYPE=fp8"
+        if view.enable_hierarchical_cache:
+            reasons.append(f"--enable-hierarchical-cache: {unquantised}")
+        if view.disaggregation_mode != "null":
+            reasons.append(f"--disaggregation-mode {view.disaggregation_mode}: {unquantised}")
+    return reasons
+
+
+def _flag(field: str) -> str:
+    return "--" + field.replace("_", "-")
