@@ -8,13 +8,15 @@ from a running request (vLLM preempts, SGLang retracts).
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from dsa_testbed.checkpoint import make_checkpoint
 from dsa_testbed.exactness import MAX_TOKENS, mismatches
 from dsa_testbed.hosts import HOSTS
-from dsa_testbed.prompts import ci_set, full_set, pressure_set
+from dsa_testbed.prompts import Prompt, ci_set, full_set, pressure_set, text_tokens
+from dsa_testbed.server import op_counts
 
 FAMILIES = ("v32", "glm5", "glm52")
 
@@ -77,6 +79,23 @@ def _params() -> list[object]:
         )
         for cell in CELLS
     ]
+
+
+@pytest.mark.serving
+@pytest.mark.parametrize("host", HOSTS)
+def test_masked_prefill(host: str, tmp_path: Path) -> None:
+    """Prefills in few large chunks take the masked form of attention, and the tokens stay right."""
+    checkpoint = make_checkpoint("v32", index_topk=512)
+    prompts = [Prompt(f"text-{n}", text_tokens(37 * n, n)) for n in (700, 1100, 1500, 2600)]
+    args, env = HOSTS[host].settings("exact")
+    chunk = {"vllm": "--max-num-batched-tokens", "sglang": "--chunked-prefill-size"}[host]
+    env |= {"DSA_OP_COUNTS": str(tmp_path / "ops")}
+    with HOSTS[host].server(checkpoint, [*args, chunk, "2048"], env) as server:
+        wrong = mismatches(server, checkpoint, prompts, MAX_TOKENS)
+        assert not wrong, "\n".join(wrong)
+        counts = op_counts(tmp_path / "ops")
+    assert counts["masked_mha"] > 0
+    assert counts["sparse_mla"] > 0
 
 
 @pytest.mark.parametrize("cell", _params())

@@ -3,7 +3,8 @@
 bf16: the served model may be no further from the fp32 reference than BF16_FACTOR times
 transformers' own bf16 is; both round at every module, in different orders. fp8: an fp32 model with
 fp8 caches must equal the fp32 reference whose caches round to fp8 (dsa_testbed/rounding.py) up to
-fp32 noise, except downstream of a value that noise carried across a rounding boundary.
+fp32 noise, except downstream of a value that noise carried across a rounding boundary. fp8 weights
+are computed with in bf16, so they are bound as bf16 is, to the dequantised weights in fp32.
 """
 
 import json
@@ -109,3 +110,21 @@ def test_fp8_caches(host: str, family: str, tmp_path: Path) -> None:
     assert report["median difference"] <= 0.1 * report["median effect of fp8"]
     assert report["rms difference"] <= 0.5 * report["rms effect of fp8"]
     assert shared >= 0.995
+
+
+def test_fp8_checkpoint() -> None:
+    """Block-quantised weights, as DeepSeek releases them: as near to what they mean as bf16 is."""
+    dequantised = make_checkpoint("v32-fp8_dequant")
+    truth = of_actual_tokens(oracle_forward(dequantised, TOKENS))
+    theirs = of_actual_tokens(oracle_forward(dequantised, TOKENS, dtype="bfloat16"))
+    unquantised = of_actual_tokens(oracle_forward(make_checkpoint("v32"), TOKENS))
+    args, env = HOSTS["vllm"].settings("bf16")
+    with HOSTS["vllm"].server(make_checkpoint("v32-fp8"), args, env) as server:
+        ours = np.array(server.prompt_logprobs(TOKENS))
+    print(
+        f"vllm v32 fp8 weights, {POSITIONS - 1} positions: rms error of log-probabilities against "
+        f"fp32 of the dequantised weights {error(ours, truth):.4f}, transformers' bf16 "
+        f"{error(theirs, truth):.4f}; quantising them changes {error(unquantised, truth):.4f}"
+    )
+    assert error(ours, truth) <= BF16_FACTOR * error(theirs, truth)
+    assert error(ours, truth) < error(ours, unquantised)

@@ -23,7 +23,7 @@ from dsa_testbed import tokenizer
 from dsa_testbed.checkpoint import make_checkpoint
 from dsa_testbed.oracle import oracle_generate
 from dsa_testbed.recipes import VOCAB_SIZE
-from dsa_testbed.server import Server, ServerError, VllmServer
+from dsa_testbed.server import Server, ServerError, VllmServer, op_counts
 from dsa_testbed.sglang_server import SglangServer
 
 HOSTS: dict[str, type[Server]] = {"vllm": VllmServer, "sglang": SglangServer}
@@ -164,16 +164,6 @@ def _add(stream: Stream, chunk: Any) -> None:
             stream.times.append(time.monotonic())
         stream.tokens += tokens
         stream.text += choice.text
-
-
-def op_counts(path: Path) -> Counter[str]:
-    """Calls of each op so far, over all processes of the server."""
-    total: Counter[str] = Counter()
-    for file in path.parent.glob(path.name + ".*"):
-        for line in file.read_text().splitlines():
-            name, count = line.split()
-            total[name] += int(count)
-    return total
 
 
 def report(console: Console, stream: Stream, ttft: float, calls: Counter[str]) -> None:

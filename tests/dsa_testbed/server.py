@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -325,6 +326,16 @@ class VllmServer(Server):
         return [
             entry[str(token)]["logprob"] for entry, token in zip(entries, prompt[1:], strict=True)
         ]
+
+
+def op_counts(path: Path) -> Counter[str]:
+    """Calls of each op so far, over all processes of the server."""
+    total: Counter[str] = Counter()
+    for file in path.parent.glob(path.name + ".*"):
+        for line in file.read_text().splitlines():
+            name, count = line.split()
+            total[name] += int(count)
+    return total
 
 
 def _free_port() -> int:
