@@ -194,6 +194,7 @@ ARGUMENTS: dict[str, list[tuple[Sequence[str], str]]] = {
         (["--pp-size", "2"], "--pp-size 2"),
         (["--enable-two-batch-overlap"], "--enable-two-batch-overlap: "),
         (["--enable-lora", "--max-lora-rank", "8"], "--enable-lora: adapters of kv_b_proj"),
+        (["--lora-paths", "a=b"], "--lora-paths: adapters of kv_b_proj"),
         (["--enable-hierarchical-cache"], "--enable-hierarchical-cache: sizes and transfers"),
         (["--disaggregation-mode", "prefill"], "--disaggregation-mode prefill: sizes and"),
         (["--dsa-prefill-backend", "fa3"], "--dsa-prefill-backend fa3: it chooses among SGLang's"),

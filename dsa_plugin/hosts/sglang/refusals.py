@@ -20,6 +20,10 @@ _FEATURES = {
     "enable_two_batch_overlap": "the host does not hand selections on between overlapped batches",
     "enable_pdmux": "prefill and decode share one set of metadata",
     "enable_lora": "adapters of kv_b_proj do not reach the absorbed weights",
+    "lora_paths": "adapters of kv_b_proj do not reach the absorbed weights",
+    "enable_cp_decode_attn_tp": "the absorbed weights are not sharded again for decode",
+    "enable_nvidia_megakernel": "it runs whole layers, attention included",
+    "enable_amd_monokernel": "it runs whole layers, attention included",
     "enable_torch_compile": "the plugin's attention is not compiled",
     "enable_return_indexer_topk": "the plugin does not record selections",
     "enable_multi_layer_eagle": "the draft is the model's own MTP layer",
@@ -33,6 +37,13 @@ _HOST_KERNELS = {
     "dsa_topk_backend": "sgl-kernel",
     "dsa_paged_mqa_logits_backend": "auto",
 }
+# Features that keep a copy of the caches elsewhere.
+_OFFLOADS = (
+    "enable_hierarchical_cache",
+    "enable_unified_cache_external_linker",
+    "enable_lmcache",
+    "enable_flexkv",
+)
 _SPECULATIVE = (None, "NEXTN", "EAGLE")
 _DTYPES = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16}
 
@@ -129,8 +140,9 @@ def _caches(
         )
     if not index_cache_fp8:
         unquantised = "sizes and transfers count on fp8 index keys; set DSA_INDEX_CACHE_DTYPE=fp8"
-        if view.enable_hierarchical_cache:
-            reasons.append(f"--enable-hierarchical-cache: {unquantised}")
+        reasons += [
+            f"{_flag(field)}: {unquantised}" for field in _OFFLOADS if getattr(view, field, False)
+        ]
         if view.disaggregation_mode != "null":
             reasons.append(f"--disaggregation-mode {view.disaggregation_mode}: {unquantised}")
     return reasons
