@@ -1,0 +1,37 @@
+"""Device functions that two or more kernels use."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from dsa_kernels.arch import is_interpreting
+
+INTERPRET = tl.constexpr(is_interpreting())
+
+
+@triton.jit
+def dot(a, b, acc=None):
+    """a [M, K] @ b [K, N] in fp32, plus acc; fp32 operands are not rounded to TF32.
+
+    Triton 3.9's interpreter multiplies the bit patterns of bf16, so operands are widened there.
+    """
+    if INTERPRET:
+        product = tl.dot(a.to(tl.float32), b.to(tl.float32))
+        return product if acc is None else acc + product
+    return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
+def decode_e4m3(code, NATIVE: tl.constexpr):
+    """uint8 codes of float8_e4m3fn -> fp32, exactly, NaN included.
+
+    NATIVE: the chip has e4m3. Elsewhere Triton refuses the type, but the bits, moved seven to the
+    left, are an fp16 of the value times 2^-8, subnormals too.
+    """
+    if NATIVE:
+        return code.to(tl.float8e4nv, bitcast=True).to(tl.float32)
+    # Sign extension puts the sign into bits 14 and 15 after the shift; 14 is fp16's top exponent.
+    bits = (code.to(tl.int8, bitcast=True).to(tl.int16) << 7) & -0x4001
+    value = bits.to(tl.float16, bitcast=True).to(tl.float32) * 256.0
+    return tl.where((code & 0x7F) == 0x7F, float("nan"), value)
