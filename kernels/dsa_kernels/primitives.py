@@ -19,19 +19,27 @@ def dot(a, b, acc=None):
     if INTERPRET:
         product = tl.dot(a.to(tl.float32), b.to(tl.float32))
         return product if acc is None else acc + product
-    return tl.dot(a, b, acc, input_precision="ieee")
+    else:  # Triton compiles what follows a return
+        return tl.dot(a, b, acc, input_precision="ieee")
 
 
 @triton.jit
 def decode_e4m3(code, NATIVE: tl.constexpr):
-    """uint8 codes of float8_e4m3fn -> fp32, exactly, NaN included.
-
-    NATIVE: the chip has e4m3. Elsewhere Triton refuses the type, but the bits, moved seven to the
-    left, are an fp16 of the value times 2^-8, subnormals too.
-    """
+    """uint8 codes of float8_e4m3fn -> fp32, exactly, NaN included; NATIVE: the chip has e4m3."""
     if NATIVE:
         return code.to(tl.float8e4nv, bitcast=True).to(tl.float32)
+    else:  # noqa: RET505 (Triton would compile what follows a return, too)
+        return e4m3_to_fp16(code).to(tl.float32) * 256.0
+
+
+@triton.jit
+def e4m3_to_fp16(code):
+    """uint8 codes of float8_e4m3fn -> fp16 of the values times 2^-8, exactly, NaN included.
+
+    Where a chip has no e4m3 Triton refuses the type. Its bits, moved seven to the left, are that
+    fp16, subnormals too.
+    """
     # Sign extension puts the sign into bits 14 and 15 after the shift; 14 is fp16's top exponent.
     bits = (code.to(tl.int8, bitcast=True).to(tl.int16) << 7) & -0x4001
-    value = bits.to(tl.float16, bitcast=True).to(tl.float32) * 256.0
-    return tl.where((code & 0x7F) == 0x7F, float("nan"), value)
+    bits = tl.where((code & 0x7F) == 0x7F, 0x7E00, bits).to(tl.int16)
+    return bits.to(tl.float16, bitcast=True)

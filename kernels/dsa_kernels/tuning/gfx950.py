@@ -5,3 +5,14 @@ docs/compile_matrix.md lists them.
 """
 
 from __future__ import annotations
+
+from dsa_kernels.launch import LaunchConfig as Config
+
+INDEXER_LOGITS = {
+    ("prefill", 8): Config({"BLOCK_KEYS": 128, "BLOCK_COLUMNS": 128}, 8, 2),
+    ("prefill", 16): Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 128}, 4, 2),
+    ("prefill", 32): Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 64}, 4, 1),
+    ("paged", 8): Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 128}, 4, 2),
+    ("paged", 16): Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 128}, 4, 2),
+    ("paged", 32): Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 64}, 4, 1),
+}

@@ -5,3 +5,14 @@ docs/compile_matrix.md lists them.
 """
 
 from __future__ import annotations
+
+from dsa_kernels.launch import LaunchConfig as Config
+
+INDEXER_LOGITS = {
+    ("prefill", 8): Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 128}, 4, 3),
+    ("prefill", 16): Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 128}, 4, 3),
+    ("prefill", 32): Config({"BLOCK_KEYS": 32, "BLOCK_COLUMNS": 64}, 8, 1),
+    ("paged", 8): Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 128}, 4, 3),
+    ("paged", 16): Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 128}, 4, 3),
+    ("paged", 32): Config({"BLOCK_KEYS": 32, "BLOCK_COLUMNS": 64}, 8, 1),
+}
