@@ -18,9 +18,22 @@ def dot(a, b, acc=None):
     """
     if INTERPRET:
         product = tl.dot(a.to(tl.float32), b.to(tl.float32))
-        return product if acc is None else acc + product
-    else:  # Triton compiles what follows a return
-        return tl.dot(a, b, acc, input_precision="ieee")
+        product = product if acc is None else acc + product
+    else:
+        product = tl.dot(a, b, acc, input_precision="ieee")
+    return product
+
+
+@triton.jit
+def round_to(x, DTYPE: tl.constexpr):
+    """fp32 -> DTYPE, to the nearest, of two the even: Triton 3.9's interpreter truncates to bf16."""
+    if INTERPRET and DTYPE == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        bits = tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), 0x7FC00000)
+        rounded = (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        rounded = x.to(DTYPE)
+    return rounded
 
 
 @triton.jit

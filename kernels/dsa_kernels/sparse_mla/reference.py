@@ -23,24 +23,24 @@ def sparse_mla(
     q: Tensor,
     cache: Tensor,
     slots: Tensor,
+    topk_length: Tensor | None,
     softmax_scale: float,
-    *,
-    out: Tensor | None = None,
-    lse: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    rows, heads, _ = q.shape
-    if out is None:
-        out = torch.empty(rows, heads, KV_LORA_RANK, dtype=q.dtype, device=q.device)
-    if lse is None:
-        lse = torch.empty(rows, heads, dtype=torch.float32, device=q.device)
+    out: Tensor,
+    lse: Tensor,
+) -> None:
+    rows = q.shape[0]
     k = slots.shape[1]
     if k == 0:
-        return out.zero_(), lse.fill_(-torch.inf)
+        out.zero_()
+        lse.fill_(-torch.inf)
+        return
     step = max(1, TILE_BYTES // (k * LATENT_DIM * torch.float32.itemsize))
     # Slots are looked at in larger pieces than latents: they are smaller.
     chunk = step * max(1, TILE_BYTES // (step * k * LATENT_DIM))
     for chunk_start in range(0, rows, chunk):
-        chosen, valid = _readable(slots[chunk_start : chunk_start + chunk], cache)
+        piece = slice(chunk_start, chunk_start + chunk)
+        length = None if topk_length is None else topk_length[piece, None]
+        chosen, valid = _readable(slots[piece], length, cache)
         widths = _widths(valid)
         for offset in range(0, valid.shape[0], step):
             width = max(widths[offset : offset + step])
@@ -51,16 +51,17 @@ def sparse_mla(
                 continue
             latent = _gather(cache, chosen[piece, :width], q.dtype)
             _attend(q[tile], latent, valid[piece, :width], softmax_scale, out[tile], lse[tile])
-    return out, lse
 
 
-def _readable(slots: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
+def _readable(slots: Tensor, length: Tensor | None, cache: Tensor) -> tuple[Tensor, Tensor]:
     """Slots with every ignored entry replaced by one that is not, and which were not ignored.
 
     The replacement is of the same row: a latent of an unwritten page may be NaN, which survives a
     weight of zero.
     """
     valid = (slots >= 0) & (slots < cache.shape[0] * cache.shape[1])
+    if length is not None:
+        valid &= torch.arange(slots.shape[1], device=slots.device) < length
     kept = torch.where(valid, slots, 0)
     return torch.where(valid, kept, kept.amax(1, keepdim=True)), valid
 

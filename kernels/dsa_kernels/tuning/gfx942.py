@@ -16,3 +16,20 @@ INDEXER_LOGITS = {
     ("paged", 16): Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 64}, 4, 2),
     ("paged", 32): Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 64}, 4, 1),
 }
+
+TOPK_SELECT = {
+    "select": Config({"BLOCK": 16384}, 8, 1),
+    "slots": Config({"BLOCK": 2048}, 4, 1),
+}
+
+# BLOCK_H heads of one row, BLOCK_K latents a step.
+SPARSE_MLA = {
+    ("float", 16): Config({"BLOCK_H": 16, "BLOCK_K": 32}, 8, 1),
+    ("float", 32): Config({"BLOCK_H": 16, "BLOCK_K": 32}, 8, 1),
+    ("float", 64): Config({"BLOCK_H": 16, "BLOCK_K": 32}, 8, 1),
+    ("fp8", 16): Config({"BLOCK_H": 16, "BLOCK_K": 32}, 8, 1),
+    ("fp8", 32): Config({"BLOCK_H": 16, "BLOCK_K": 32}, 8, 1),
+    ("fp8", 64): Config({"BLOCK_H": 16, "BLOCK_K": 32}, 8, 1),
+    "float32": Config({"BLOCK_H": 16, "BLOCK_K": 16}, 8, 1),
+    "merge": Config({"BLOCK_D": 128}, 4, 1),
+}

@@ -16,3 +16,20 @@ INDEXER_LOGITS = {
     ("paged", 16): Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 128}, 4, 3),
     ("paged", 32): Config({"BLOCK_KEYS": 32, "BLOCK_COLUMNS": 64}, 8, 1),
 }
+
+TOPK_SELECT = {
+    "select": Config({"BLOCK": 16384}, 16, 1),
+    "slots": Config({"BLOCK": 2048}, 4, 1),
+}
+
+# BLOCK_H heads of one row, BLOCK_K latents a step.
+SPARSE_MLA = {
+    ("float", 16): Config({"BLOCK_H": 16, "BLOCK_K": 64}, 4, 2),
+    ("float", 32): Config({"BLOCK_H": 32, "BLOCK_K": 64}, 8, 3),
+    ("float", 64): Config({"BLOCK_H": 32, "BLOCK_K": 64}, 8, 3),
+    ("fp8", 16): Config({"BLOCK_H": 16, "BLOCK_K": 32}, 4, 3),
+    ("fp8", 32): Config({"BLOCK_H": 32, "BLOCK_K": 32}, 8, 3),
+    ("fp8", 64): Config({"BLOCK_H": 32, "BLOCK_K": 32}, 8, 3),
+    "float32": Config({"BLOCK_H": 16, "BLOCK_K": 16}, 8, 2),
+    "merge": Config({"BLOCK_D": 128}, 4, 1),
+}
