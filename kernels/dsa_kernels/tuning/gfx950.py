@@ -18,7 +18,7 @@ INDEXER_LOGITS = {
 }
 
 TOPK_SELECT = {
-    "select": Config({"BLOCK": 16384}, 8, 1),
+    "select": Config({"BLOCK": 8192}, 8, 1),
     "slots": Config({"BLOCK": 2048}, 4, 1),
 }
 
