@@ -40,9 +40,10 @@ def round_to(x, DTYPE: tl.constexpr):
 def decode_e4m3(code, NATIVE: tl.constexpr):
     """uint8 codes of float8_e4m3fn -> fp32, exactly, NaN included; NATIVE: the chip has e4m3."""
     if NATIVE:
-        return code.to(tl.float8e4nv, bitcast=True).to(tl.float32)
-    else:  # noqa: RET505 (Triton would compile what follows a return, too)
-        return e4m3_to_fp16(code).to(tl.float32) * 256.0
+        value = code.to(tl.float8e4nv, bitcast=True).to(tl.float32)
+    else:
+        value = e4m3_to_fp16(code).to(tl.float32) * 256.0
+    return value
 
 
 @triton.jit

@@ -24,12 +24,18 @@ TOPK_SELECT = {
 
 # BLOCK_H heads of one row, BLOCK_K latents a step.
 SPARSE_MLA = {
-    ("float", 16): Config({"BLOCK_H": 16, "BLOCK_K": 32}, 8, 1),
-    ("float", 32): Config({"BLOCK_H": 16, "BLOCK_K": 32}, 8, 1),
-    ("float", 64): Config({"BLOCK_H": 16, "BLOCK_K": 32}, 8, 1),
-    ("fp8", 16): Config({"BLOCK_H": 16, "BLOCK_K": 32}, 8, 1),
-    ("fp8", 32): Config({"BLOCK_H": 16, "BLOCK_K": 32}, 8, 1),
-    ("fp8", 64): Config({"BLOCK_H": 16, "BLOCK_K": 32}, 8, 1),
-    "float32": Config({"BLOCK_H": 16, "BLOCK_K": 16}, 8, 1),
+    ("float", 16): Config({"BLOCK_H": 16, "BLOCK_K": 16}, 4, 1),
+    ("float", 32): Config({"BLOCK_H": 32, "BLOCK_K": 16}, 4, 1),
+    ("float", 64): Config({"BLOCK_H": 64, "BLOCK_K": 16}, 4, 1),
+    ("fp8", 16): Config({"BLOCK_H": 16, "BLOCK_K": 16}, 4, 1),
+    ("fp8", 32): Config({"BLOCK_H": 32, "BLOCK_K": 16}, 4, 1),
+    ("fp8", 64): Config({"BLOCK_H": 64, "BLOCK_K": 16}, 4, 1),
+    "float32": Config({"BLOCK_H": 16, "BLOCK_K": 16}, 4, 1),
     "merge": Config({"BLOCK_D": 128}, 4, 1),
+}
+
+CACHE_WRITE = {
+    "latent": Config({}, 4, 1),
+    "index": Config({"BLOCK_TOKENS": 16}, 4, 1),
+    "query": Config({"BLOCK_ROWS": 64}, 8, 1),
 }

@@ -33,3 +33,9 @@ SPARSE_MLA = {
     "float32": Config({"BLOCK_H": 16, "BLOCK_K": 16}, 8, 2),
     "merge": Config({"BLOCK_D": 128}, 4, 1),
 }
+
+CACHE_WRITE = {
+    "latent": Config({}, 4, 1),
+    "index": Config({"BLOCK_TOKENS": 16}, 4, 1),
+    "query": Config({"BLOCK_ROWS": 64}, 8, 1),
+}
