@@ -16,6 +16,7 @@ _logger = logging.getLogger(__name__)
 MODES = ("auto", "triton", "torch")
 
 
+@torch.compiler.assume_constant_result
 @cache
 def use_triton(device: torch.device) -> bool:
     """Whether ops run their Triton kernel on a device, or else the eager reference.

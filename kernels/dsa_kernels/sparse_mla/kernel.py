@@ -134,29 +134,31 @@ def _strides(name: str, tensor: Tensor, dims: str) -> dict[str, int]:
 
 
 def compile_cases(arch: Arch) -> Iterator[tuple[str, Launch]]:
-    """Every dtype of queries, kind of cache and block of heads: for a long prefill and a decode."""
+    """Every dtype of queries, kind of cache and block of heads; prefill, and a split decode."""
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for kind, cache_dtype, width in (
-            ("float", dtype, LATENT_DIM),
-            ("fp8", torch.uint8, LATENT_FP8_BYTES),
-        ):
+        name = str(dtype).removeprefix("torch.")
+        for kind in ("float", "fp8"):
             for heads in (16, 32, 128):
-                for rows in (1, 4096):
-                    q, cache, out, lse, slots, length = (
-                        torch.empty(shape, dtype=dtype_, device="meta")
-                        for shape, dtype_ in (
-                            ((rows, heads, LATENT_DIM), dtype),
-                            ((1024, 64, width), cache_dtype),
-                            ((rows, heads, KV_LORA_RANK), dtype),
-                            ((rows, heads), torch.float32),
-                            ((rows, 2048), torch.int64),
-                            ((rows,), torch.int32),
-                        )
-                    )
-                    for launch in plan(q, cache, slots, length, 0.1, out, lse, arch):
-                        name = launch.kernel.__name__.removeprefix("_")
-                        dtype_name = str(dtype).removeprefix("torch.")
-                        yield f"{name} {dtype_name} {kind} {heads} heads {rows} rows", launch
+                for launch in _plan_on_meta(4096, heads, dtype, kind == "fp8", arch):
+                    yield f"prefill {name}, {kind} cache, {heads} heads", launch
+        for launch in _plan_on_meta(1, 16, dtype, dtype == torch.bfloat16, arch):
+            step = "merge" if launch.kernel is _merge else "decode"
+            yield f"{step} {name}, split, 16 heads", launch
+
+
+def _plan_on_meta(rows: int, heads: int, dtype: torch.dtype, fp8: bool, arch: Arch) -> list[Launch]:
+    with torch.device("meta"):
+        width, cache_dtype = (LATENT_FP8_BYTES, torch.uint8) if fp8 else (LATENT_DIM, dtype)
+        return plan(
+            torch.empty(rows, heads, LATENT_DIM, dtype=dtype),
+            torch.empty(1024, 64, width, dtype=cache_dtype),
+            torch.empty(rows, 2048, dtype=torch.int64),
+            torch.empty(rows, dtype=torch.int32),
+            0.1,
+            torch.empty(rows, heads, KV_LORA_RANK, dtype=dtype),
+            torch.empty(rows, heads),
+            arch,
+        )
 
 
 @triton.jit(do_not_specialize=["num_slots"])
