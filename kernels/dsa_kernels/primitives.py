@@ -26,7 +26,7 @@ def dot(a, b, acc=None):
 
 @triton.jit
 def round_to(x, DTYPE: tl.constexpr):
-    """fp32 -> DTYPE, to the nearest and then to even; Triton 3.9's interpreter truncates to bf16."""
+    """fp32 -> DTYPE, to the nearest, then to even; Triton 3.9's interpreter truncates to bf16."""
     if INTERPRET and tl.bfloat16 == DTYPE:
         bits = x.to(tl.uint32, bitcast=True)
         bits = tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), 0x7FC00000)

@@ -29,7 +29,7 @@ SPARSE_MLA = {
     ("float", 64): Config({"BLOCK_H": 64, "BLOCK_K": 16}, 4, 1),
     ("fp8", 16): Config({"BLOCK_H": 16, "BLOCK_K": 16}, 4, 1),
     ("fp8", 32): Config({"BLOCK_H": 32, "BLOCK_K": 16}, 4, 1),
-    ("fp8", 64): Config({"BLOCK_H": 64, "BLOCK_K": 16}, 4, 1),
+    ("fp8", 64): Config({"BLOCK_H": 32, "BLOCK_K": 16}, 4, 1),
     "float32": Config({"BLOCK_H": 16, "BLOCK_K": 16}, 4, 1),
     "merge": Config({"BLOCK_D": 128}, 4, 1),
 }

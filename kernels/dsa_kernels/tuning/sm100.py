@@ -23,6 +23,7 @@ TOPK_SELECT = {
 }
 
 # BLOCK_H heads of one row, BLOCK_K latents a step.
+# A BLOCK_H of 64 would multiply by tcgen05; not tried yet.
 SPARSE_MLA = {
     ("float", 16): Config({"BLOCK_H": 16, "BLOCK_K": 64}, 4, 2),
     ("float", 32): Config({"BLOCK_H": 32, "BLOCK_K": 64}, 8, 3),

@@ -23,6 +23,8 @@ TOPK_SELECT = {
 }
 
 # BLOCK_H heads of one row, BLOCK_K latents a step.
+# A BLOCK_H of 64 would multiply by wgmma, but Triton 3.9 computes its scores once in each of two
+# warpgroups, and spills 656 bytes a thread at BLOCK_K 64, 192 at 32. To be decided by measurement.
 SPARSE_MLA = {
     ("float", 16): Config({"BLOCK_H": 16, "BLOCK_K": 64}, 4, 2),
     ("float", 32): Config({"BLOCK_H": 32, "BLOCK_K": 64}, 8, 3),
