@@ -171,7 +171,13 @@ def attend(
         metadata.block_size,
     )
     count("sparse_mla")
-    latent, _ = sparse_mla(_absorb(mla, q, positions), cache, slots, mla.softmax_scale)
+    latent, _ = sparse_mla(
+        _absorb(mla, q, positions),
+        cache,
+        slots,
+        mla.softmax_scale,
+        topk_length=metadata.context_lens,
+    )
     torch.bmm(latent.transpose(0, 1), mla.w_uv, out=out.transpose(0, 1))
 
 
