@@ -29,7 +29,8 @@ test-all: vllm sglang
 	@ci/test $(VENV)/bin/python ""
 
 unit: vllm
-	@$(VENV)/bin/python -m pytest -m "not serving and not matrix"
+	@TRITON_INTERPRET=1 $(VENV)/bin/python -m pytest -q -m "triton and not matrix"
+	@$(VENV)/bin/python -m pytest -m "not triton and not serving and not matrix"
 
 lint: vllm sglang
 	@ci/lint $(VENV)/bin/python

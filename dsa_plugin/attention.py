@@ -245,7 +245,9 @@ def attend(
         )
         count("sparse_mla")
         query = _absorb(mla, q_nope[rows], q_pe[rows])
-        attended, _ = sparse_mla(query, cache, slots, mla.softmax_scale)
+        attended, _ = sparse_mla(
+            query, cache, slots, mla.softmax_scale, topk_length=metadata.context_lens[rows]
+        )
         torch.bmm(attended.transpose(0, 1), mla.w_uv, out=out[rows].transpose(0, 1))
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 
 PluginMode = Literal["auto", "on", "off"]
 IndexCacheDtype = Literal["auto", "model", "fp8"]
+Kernels = Literal["auto", "triton", "torch"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,13 @@ LOGITS_WORKSPACE_MB = Variable(
     "MiB that indexer logits may take; longer prompts are scored in more chunks",
     _positive_int,
 )
+KERNELS = Variable(  # dsa_kernels.dispatch reads it too, which imports nothing of ours
+    "DSA_KERNELS",
+    "auto, triton, torch",
+    "auto",
+    "what runs the ops: Triton kernels or eager torch; auto: Triton on a GPU, torch on a CPU",
+    _choice("auto", "triton", "torch"),
+)
 OP_COUNTS = Variable(
     "DSA_OP_COUNTS",
     "a path, or empty for none",
@@ -74,7 +82,7 @@ OP_COUNTS = Variable(
     "file in which each process keeps how often it ran which op, with its own suffix .<pid>",
     _path,
 )
-VARIABLES = (PLUGIN, INDEX_CACHE_DTYPE, LOGITS_WORKSPACE_MB, OP_COUNTS)
+VARIABLES = (PLUGIN, INDEX_CACHE_DTYPE, LOGITS_WORKSPACE_MB, KERNELS, OP_COUNTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +92,7 @@ class Env:
     plugin: PluginMode
     index_cache_dtype: IndexCacheDtype
     logits_workspace_mb: int
+    kernels: Kernels
     op_counts: Path | None
 
     @classmethod
@@ -100,6 +109,7 @@ class Env:
             plugin=cast(PluginMode, read(PLUGIN, environ)),
             index_cache_dtype=cast(IndexCacheDtype, read(INDEX_CACHE_DTYPE, environ)),
             logits_workspace_mb=read(LOGITS_WORKSPACE_MB, environ),
+            kernels=cast(Kernels, read(KERNELS, environ)),
             op_counts=read(OP_COUNTS, environ),
         )
 

@@ -10,7 +10,13 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 
 
 def test_defaults() -> None:
-    expected = Env(plugin="auto", index_cache_dtype="auto", logits_workspace_mb=512, op_counts=None)
+    expected = Env(
+        plugin="auto",
+        index_cache_dtype="auto",
+        logits_workspace_mb=512,
+        kernels="auto",
+        op_counts=None,
+    )
     assert Env.load({"PATH": "/bin", "NOT_DSA_X": "1"}) == expected
 
 
@@ -19,12 +25,14 @@ def test_values() -> None:
         "DSA_PLUGIN": "off",
         "DSA_INDEX_CACHE_DTYPE": "fp8",
         "DSA_LOGITS_WORKSPACE_MB": "1",
+        "DSA_KERNELS": "torch",
         "DSA_OP_COUNTS": "counts.json",
     }
     assert Env.load(given) == Env(
         plugin="off",
         index_cache_dtype="fp8",
         logits_workspace_mb=1,
+        kernels="torch",
         op_counts=Path("counts.json"),
     )
 
@@ -40,6 +48,7 @@ def test_reads_the_process_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
         ("DSA_PLUGIN", "ON"),
         ("DSA_PLUGIN", ""),
         ("DSA_INDEX_CACHE_DTYPE", "bf16"),
+        ("DSA_KERNELS", "eager"),
         ("DSA_LOGITS_WORKSPACE_MB", "0"),
         ("DSA_LOGITS_WORKSPACE_MB", "-1"),
         ("DSA_LOGITS_WORKSPACE_MB", "1.5"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,10 +22,17 @@ from dsa_kernels.sparse_mla import (
     sparse_mla,
 )
 from dsa_kernels.testing import error, make_latent_cache
+from dsa_testbed.latents import (
+    SCALE,
+    eager,
+    filled_cache,
+    filled_fp8_cache,
+    random_slots,
+    truth,
+)
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
-SCALE = 192**-0.5
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # torch's flash attention, which a CPU runs, has a shorter exponential for 16-bit inputs: 5e-5 seen.
 LSE_ATOL = {torch.float32: 1e-5, torch.bfloat16: 1e-4, torch.float16: 1e-4}
@@ -39,36 +45,6 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api, "cpu", request.param)
         yield
-
-
-def truth(q: Tensor, latents: Tensor, slots: Tensor, scale: float = SCALE) -> tuple[Tensor, Tensor]:
-    """Row by row, over the valid slots only; latents [num_slots, 576]."""
-    q, latents = q.double(), latents.double()
-    outs, lses = [], []
-    for query, row in zip(q, slots.tolist(), strict=True):
-        chosen = latents[[slot for slot in row if 0 <= slot < len(latents)]]
-        scores = query @ chosen.T * scale
-        outs.append(scores.softmax(-1) @ chosen[:, :512])
-        lses.append(scores.logsumexp(-1))
-    empty = q.new_empty(0, *q.shape[1:])
-    return (
-        torch.stack(outs) if outs else empty[..., :512],
-        torch.stack(lses) if lses else empty[..., 0],
-    )
-
-
-def filled_cache(
-    dtype: torch.dtype, blocks: int, block_size: int, used: Tensor, *, gap: int = 0
-) -> tuple[Tensor, Tensor]:
-    """A cache in which only `used` slots are written, and its slots' values [num_slots, 576]."""
-    cache = make_latent_cache(dtype, blocks, block_size, gap=gap)
-    values = torch.randn(blocks * block_size, 576).to(dtype)
-    cache[used // block_size, used % block_size] = values[used]
-    return cache, values
-
-
-def random_slots(rows: int, k: int, used: Tensor) -> Tensor:
-    return torch.stack([used[torch.randperm(len(used))[:k]] for _ in range(rows)])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -108,10 +84,7 @@ def test_bf16_is_as_good_as_eager() -> None:
     q, slots = (torch.randn(8, 16, 576) * 3).bfloat16(), random_slots(8, 1024, used)
     out, _ = sparse_mla(q, cache, slots, SCALE)
     expected, _ = truth(q, values, slots)
-    latents = values[slots]
-    scores = q @ latents.transpose(1, 2) * SCALE
-    eager = scores.float().softmax(-1).bfloat16() @ latents[..., :512]
-    assert error(out, expected).rms < 0.75 * error(eager, expected).rms
+    assert error(out, expected).rms < 0.75 * error(eager(q, values, slots), expected).rms
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -167,6 +140,20 @@ def test_padding_changes_nothing() -> None:
         alone, alone_lse = sparse_mla(q[row : row + 1], cache, slots[row, None, :length], SCALE)
         torch.testing.assert_close(out[row], alone[0], atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(lse[row], alone_lse[0], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_topk_length_ends_a_row(dtype: torch.dtype) -> None:
+    """What lies beyond is ignored, valid or not; a length may be 0, negative or exceed k."""
+    used = torch.arange(200)
+    cache, _ = filled_cache(torch.float32, 4, 64, used)
+    q, slots = torch.randn(6, 8, 576), random_slots(6, 150, used)
+    lengths = torch.tensor([0, 1, 64, 149, 1000, -3], dtype=dtype)
+    out, lse = sparse_mla(q, cache, slots, SCALE, topk_length=lengths)
+    padded = torch.where(torch.arange(150) < lengths[:, None], slots, -1)
+    expected, expected_lse = sparse_mla(q, cache, padded, SCALE)
+    torch.testing.assert_close(out, expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(lse, expected_lse, atol=1e-6, rtol=1e-6)
 
 
 def test_huge_scores() -> None:
@@ -229,32 +216,14 @@ def test_token_stride_wider_than_a_token() -> None:
     torch.testing.assert_close(out.double(), truth(q, values, slots)[0], atol=1e-6, rtol=1e-5)
 
 
-E4M3 = [
-    (-1) ** (code >> 7)
-    * (2.0 ** ((code >> 3 & 15) - 7) * (1 + (code & 7) / 8) if code >> 3 & 15 else (code & 7) / 512)
-    for code in range(256)
-]
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("block_size", [16, 64])
 def test_fp8_cache(dtype: torch.dtype, block_size: int) -> None:
-    """Bytes written here by the layout's definition; scales need not be powers of two."""
-    blocks = 256 // block_size
-    cache = make_latent_cache(torch.uint8, blocks, block_size, gap=132 * block_size)
+    """Bytes written by the layout's definition; scales need not be powers of two."""
     used = torch.randperm(256)[:100]
-    values = torch.full((256, 576), torch.nan, dtype=torch.float64)
-    table = torch.tensor(E4M3, dtype=torch.float64)
-    for slot in used.tolist():
-        codes = torch.randint(0, 256, (512,))
-        codes[codes & 0x7F == 0x7F] = 0x40  # NaN
-        scale = torch.rand(4) / 64 + 0.01
-        rope = torch.randn(64).bfloat16()
-        token = bytes(codes.tolist()) + struct.pack("<4f", *scale.tolist())
-        cache[slot // block_size, slot % block_size, :528] = torch.tensor(list(token)).byte()
-        cache[slot // block_size, slot % block_size, 528:] = rope.view(torch.uint8)
-        exact = table[codes] * scale.double().repeat_interleave(128)
-        values[slot] = torch.cat((exact.to(dtype).double(), rope.to(dtype).double()))
+    cache, values = filled_fp8_cache(
+        dtype, 256 // block_size, block_size, used, gap=132 * block_size
+    )
     q, slots = torch.randn(6, 16, 576).to(dtype), random_slots(6, 70, used)
     slots[:, ::9] = -1
     out, lse = sparse_mla(q, cache, slots, SCALE)
@@ -279,7 +248,8 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     used = torch.arange(640)
     cache, _ = filled_cache(torch.bfloat16, 10, 64, used)
     q = torch.randn(200, 4, 576).bfloat16()
-    cpu.sparse_mla(q, cache, random_slots(200, 300, used), SCALE)
+    out, lse = torch.empty(200, 4, 512).bfloat16(), torch.empty(200, 4)
+    cpu.sparse_mla(q, cache, random_slots(200, 300, used), None, SCALE, out, lse)
     assert 1 << 20 < largest <= workspace.TILE_BYTES
 
 
@@ -368,6 +338,8 @@ def test_masked_errors(changes: dict[str, Tensor], message: str) -> None:
         ("cache", torch.zeros(1, 16, 656), r"latent cache: shape.*block_size, 576\]"),
         ("slots", torch.zeros(3, 5).long(), r"slots: shape \(3, 5\).*\[2, k\]"),
         ("slots", torch.zeros(2, 5), "slots: dtype torch.float32.*use int32, int64"),
+        ("topk_length", torch.zeros(3).int(), r"topk_length: shape \(3,\); it must be \[2\]"),
+        ("topk_length", torch.zeros(2), "topk_length: dtype torch.float32.*use int32, int64"),
         ("out", torch.zeros(2, 4, 576), r"out: shape \(2, 4, 576\).*\[2, 4, 512\]"),
         ("lse", torch.zeros(2, 4).bfloat16(), "lse: dtype torch.bfloat16.*use float32"),
     ],

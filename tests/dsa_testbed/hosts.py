@@ -94,8 +94,8 @@ SGLANG = Host(
                 *("--speculative-eagle-topk", "1"),
                 *("--speculative-num-draft-tokens", "3"),
             ),
-            # What SGLang does with drafts is in Triton alone.
-            (("TRITON_INTERPRET", "1"),),
+            # What SGLang does with drafts is in Triton alone; interpreting our ops too takes hours.
+            (("TRITON_INTERPRET", "1"), ("DSA_KERNELS", "torch")),
         ),
         "two_ranks": Setting(("--tp", "2"), _TWO_CORES),
         "two_ranks_dp": Setting(("--tp", "2", "--dp", "2", "--enable-dp-attention"), _TWO_CORES),

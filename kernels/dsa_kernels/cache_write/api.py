@@ -1,4 +1,4 @@
-"""Public signatures of cache_write. Today every device runs the eager reference."""
+"""Public signatures of cache_write."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dsa_kernels.cache_write import reference
 from dsa_kernels.checks import check_devices, check_dtype, check_shape
+from dsa_kernels.dispatch import use_triton
 from dsa_kernels.layout import (
     FLOAT_DTYPES,
     INDEX_HEAD_DIM,
@@ -57,9 +58,14 @@ def latent_cache_write(
     _check_tokens("kv", kv, positions, cos_sin_cache)
     _check_slots("kv", kv, cache, slot_mapping)
     check_devices("kv", kv, norm_weight=norm_weight)
-    reference.latent_cache_write(
-        kv, norm_weight, eps, positions, cos_sin_cache, cache, slot_mapping
-    )
+    if not use_triton(kv.device):
+        reference.latent_cache_write(
+            kv, norm_weight, eps, positions, cos_sin_cache, cache, slot_mapping
+        )
+        return
+    from dsa_kernels.cache_write.kernel import latent_cache_write_op
+
+    latent_cache_write_op(kv, norm_weight, eps, positions, cos_sin_cache, cache, slot_mapping)
 
 
 def index_cache_write(
@@ -106,18 +112,13 @@ def index_cache_write(
     _check_tokens("k", k, positions, cos_sin_cache)
     _check_slots("k", k, cache, slot_mapping)
     check_devices("k", k, norm_weight=norm_weight, norm_bias=norm_bias)
-    reference.index_cache_write(
-        k,
-        norm_weight,
-        norm_bias,
-        eps,
-        positions,
-        cos_sin_cache,
-        cache,
-        slot_mapping,
-        interleaved=interleaved,
-        hadamard=hadamard,
-    )
+    arguments = (k, norm_weight, norm_bias, eps, positions, cos_sin_cache, cache, slot_mapping)
+    if not use_triton(k.device):
+        reference.index_cache_write(*arguments, interleaved=interleaved, hadamard=hadamard)
+        return
+    from dsa_kernels.cache_write.kernel import index_cache_write_op
+
+    index_cache_write_op(*arguments, interleaved, hadamard)
 
 
 def index_query(
@@ -157,15 +158,23 @@ def index_query(
     check_shape("weights", weights, q.shape[:2])
     _check_tokens("q", q, positions, cos_sin_cache)
     check_devices("q", q, weights=weights)
-    return reference.index_query(
-        q,
-        weights,
-        positions,
-        cos_sin_cache,
-        interleaved=interleaved,
-        hadamard=hadamard,
-        fp8=fp8,
-    )
+    if not use_triton(q.device):
+        return reference.index_query(
+            q,
+            weights,
+            positions,
+            cos_sin_cache,
+            interleaved=interleaved,
+            hadamard=hadamard,
+            fp8=fp8,
+        )
+    from dsa_kernels.cache_write.kernel import index_query_op
+
+    dtype = torch.float8_e4m3fn if fp8 else q.dtype
+    out = torch.empty(q.shape, dtype=dtype, device=q.device)
+    out_weights = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+    index_query_op(q, weights, positions, cos_sin_cache, interleaved, hadamard, out, out_weights)
+    return out, out_weights
 
 
 def apply_rope(x: Tensor, positions: Tensor, cos_sin_cache: Tensor, *, interleaved: bool) -> Tensor:
@@ -187,7 +196,17 @@ def apply_rope(x: Tensor, positions: Tensor, cos_sin_cache: Tensor, *, interleav
     if x.dim() < 2 or x.shape[-1] != ROPE_DIM:
         raise ValueError(f"x: shape {tuple(x.shape)}; it must be [T, ..., {ROPE_DIM}]")
     _check_tokens("x", x, positions, cos_sin_cache)
-    return reference.apply_rope(x, positions, cos_sin_cache, interleaved=interleaved)
+    if not use_triton(x.device):
+        return reference.apply_rope(x, positions, cos_sin_cache, interleaved=interleaved)
+    from dsa_kernels.cache_write.kernel import apply_rope_op
+
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if x.dim() == 2:
+        apply_rope_op(x[:, None], positions, cos_sin_cache, interleaved, out[:, None])
+    else:
+        rows = x.flatten(1, -2)
+        apply_rope_op(rows, positions, cos_sin_cache, interleaved, out.view(rows.shape))
+    return out
 
 
 def _check_tokens(name: str, tokens: Tensor, positions: Tensor, cos_sin_cache: Tensor) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dsa_kernels.checks import check_devices, check_dtype, check_shape
+from dsa_kernels.dispatch import use_triton
 from dsa_kernels.indexer_logits import cpu, reference
 from dsa_kernels.layout import FLOAT_DTYPES, INDEX_HEAD_DIM, check_index_cache
 
@@ -72,8 +73,15 @@ def indexer_logits(
         k_scale=k_scale,
         out=out,
     )
-    run = cpu.indexer_logits if q.device.type == "cpu" else reference.indexer_logits
-    return run(q, weights, k, row_start, row_end, k_scale=k_scale, out=out)
+    if not use_triton(q.device):
+        run = cpu.indexer_logits if q.device.type == "cpu" else reference.indexer_logits
+        return run(q, weights, k, row_start, row_end, k_scale=k_scale, out=out)
+    from dsa_kernels.indexer_logits.kernel import indexer_logits_op
+
+    if out is None:
+        out = torch.empty(rows, keys, dtype=torch.float32, device=q.device)
+    indexer_logits_op(q, weights, k, row_start, row_end, k_scale, out)
+    return out
 
 
 def indexer_logits_paged(
@@ -130,8 +138,16 @@ def indexer_logits_paged(
         context_lens=context_lens,
         out=out,
     )
-    run = cpu.indexer_logits_paged if q.device.type == "cpu" else reference.indexer_logits_paged
-    return run(q, weights, cache, block_table, context_lens, max_context_len, out=out)
+    if not use_triton(q.device):
+        run = cpu.indexer_logits_paged if q.device.type == "cpu" else reference.indexer_logits_paged
+        return run(q, weights, cache, block_table, context_lens, max_context_len, out=out)
+    from dsa_kernels.indexer_logits.kernel import indexer_logits_paged_op
+
+    if out is None:
+        rows = q.shape[0] * q.shape[1]
+        out = torch.empty(rows, max_context_len, dtype=torch.float32, device=q.device)
+    indexer_logits_paged_op(q, weights, cache, block_table, context_lens, out)
+    return out
 
 
 def gather_index_keys(

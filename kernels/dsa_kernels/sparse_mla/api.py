@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dsa_kernels.checks import check_devices, check_dtype, check_shape
+from dsa_kernels.dispatch import use_triton
 from dsa_kernels.layout import FLOAT_DTYPES, KV_LORA_RANK, LATENT_DIM, check_latent_cache
 from dsa_kernels.sparse_mla import cpu, reference
 
@@ -18,6 +19,7 @@ def sparse_mla(
     slots: Tensor,
     softmax_scale: float,
     *,
+    topk_length: Tensor | None = None,
     out: Tensor | None = None,
     lse: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -35,6 +37,8 @@ def sparse_mla(
         slots: [T, k] int, from `topk_slots`; entries that are negative or >= num_blocks *
             block_size are ignored. An entry that occurs twice counts twice.
         softmax_scale: factor of q . k before the softmax.
+        topk_length: [T] int; entries of a row from there on are ignored, and not even read. It may
+            exceed k. None: every entry is looked at.
         out: [T, heads, 512], q's dtype, written if given.
         lse: [T, heads] fp32, written if given.
 
@@ -56,15 +60,28 @@ def sparse_mla(
     rows, heads, _ = q.shape
     check_dtype("slots", slots, _INT_DTYPES)
     check_shape("slots", slots, (rows, "k"))
+    if topk_length is not None:
+        check_dtype("topk_length", topk_length, _INT_DTYPES)
+        check_shape("topk_length", topk_length, (rows,))
     if out is not None:
         check_dtype("out", out, (q.dtype,))
         check_shape("out", out, (rows, heads, KV_LORA_RANK))
     if lse is not None:
         check_dtype("lse", lse, (torch.float32,))
         check_shape("lse", lse, (rows, heads))
-    check_devices("q", q, cache=cache, slots=slots, out=out, lse=lse)
-    run = cpu.sparse_mla if q.device.type == "cpu" else reference.sparse_mla
-    return run(q, cache, slots, softmax_scale, out=out, lse=lse)
+    check_devices("q", q, cache=cache, slots=slots, topk_length=topk_length, out=out, lse=lse)
+    if out is None:
+        out = torch.empty(rows, heads, KV_LORA_RANK, dtype=q.dtype, device=q.device)
+    if lse is None:
+        lse = torch.empty(rows, heads, dtype=torch.float32, device=q.device)
+    if use_triton(q.device):
+        from dsa_kernels.sparse_mla.kernel import sparse_mla_op
+
+        sparse_mla_op(q, cache, slots, topk_length, softmax_scale, out, lse)
+    else:
+        run = cpu.sparse_mla if q.device.type == "cpu" else reference.sparse_mla
+        run(q, cache, slots, topk_length, softmax_scale, out, lse)
+    return out, lse
 
 
 def masked_mha(
@@ -155,4 +172,5 @@ def masked_is_faster(device: torch.device, rows: int, keys: int, topk: int) -> b
     attention that it costs: 512 x (128 + 128) against 192 + 128 products. Elsewhere nothing is
     measured yet, so the answer is no.
     """
-    return device.type == "cpu" and keys * (rows + 400) <= 4 * topk * rows
+    plain_cpu = device.type == "cpu" and not use_triton(device)
+    return plain_cpu and keys * (rows + 400) <= 4 * topk * rows

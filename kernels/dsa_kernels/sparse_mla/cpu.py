@@ -32,25 +32,23 @@ def sparse_mla(
     q: Tensor,
     cache: Tensor,
     slots: Tensor,
+    topk_length: Tensor | None,
     softmax_scale: float,
-    *,
-    out: Tensor | None = None,
-    lse: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    rows, heads, _ = q.shape
-    if out is None:
-        out = torch.empty(rows, heads, KV_LORA_RANK, dtype=q.dtype)
-    if lse is None:
-        lse = torch.empty(rows, heads, dtype=torch.float32)
-    k = slots.shape[1]
+    out: Tensor,
+    lse: Tensor,
+) -> None:
+    rows, k = slots.shape
     if k == 0:
-        return out.zero_(), lse.fill_(-torch.inf)
+        out.zero_()
+        lse.fill_(-torch.inf)
+        return
     row_bytes = k * LATENT_DIM * q.dtype.itemsize
     threads = torch.get_num_threads()
     step = threads * max(1, TILE_BYTES // (threads * row_bytes))
     group = step * max(1, _GROUP_BYTES // (step * row_bytes))
     for first in range(0, rows, group):
-        chosen, valid = _readable(slots[first : first + group], cache)
+        length = None if topk_length is None else topk_length[first : first + group, None]
+        chosen, valid = _readable(slots[first : first + group], length, cache)
         latents, index = _latents(cache, chosen, q.dtype)
         widths = _widths(valid)
         for offset in range(0, len(widths), step):
@@ -62,7 +60,6 @@ def sparse_mla(
                 continue
             gathered = _gather(latents, index[part, :width])
             _attend(q[tile], gathered, valid[part, :width], softmax_scale, out[tile], lse[tile])
-    return out, lse
 
 
 def masked_mha(
@@ -90,13 +87,15 @@ def masked_mha(
     return out
 
 
-def _readable(slots: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
+def _readable(slots: Tensor, length: Tensor | None, cache: Tensor) -> tuple[Tensor, Tensor]:
     """Slots with every ignored entry replaced by one that is not, and which were not ignored.
 
     The replacement is of the same row: a latent of an unwritten page may be NaN, which survives a
     weight of zero.
     """
     valid = (slots >= 0) & (slots < cache.shape[0] * cache.shape[1])
+    if length is not None:
+        valid &= torch.arange(slots.shape[1]) < length
     kept = torch.where(valid, slots, 0)
     return torch.where(valid, kept, kept.amax(1, keepdim=True)), valid
 

@@ -13,23 +13,22 @@ def sparse_mla(
     q: Tensor,
     cache: Tensor,
     slots: Tensor,
+    topk_length: Tensor | None,
     softmax_scale: float,
-    *,
-    out: Tensor | None = None,
-    lse: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    rows, heads, _ = q.shape
-    k = slots.shape[1]
-    if out is None:
-        out = torch.empty(rows, heads, KV_LORA_RANK, dtype=q.dtype, device=q.device)
-    if lse is None:
-        lse = torch.empty(rows, heads, dtype=torch.float32, device=q.device)
+    out: Tensor,
+    lse: Tensor,
+) -> None:
+    rows, k = slots.shape
     if k == 0:
-        return out.zero_(), lse.fill_(-torch.inf)
+        out.zero_()
+        lse.fill_(-torch.inf)
+        return
     step = max(1, TILE_BYTES // (k * LATENT_DIM * torch.float32.itemsize))
     for first in range(0, rows, step):
         tile = slice(first, first + step)
         valid = (slots[tile] >= 0) & (slots[tile] < cache.shape[0] * cache.shape[1])
+        if topk_length is not None:
+            valid &= torch.arange(k, device=slots.device) < topk_length[tile, None]
         slot = torch.where(valid, slots[tile], 0)
         token = cache[slot // cache.shape[1], slot % cache.shape[1]]
         latent = _dequantise(token, q.dtype).float()
@@ -44,7 +43,6 @@ def sparse_mla(
         total = weights.sum(-1, keepdim=True)
         attended = weights.to(q.dtype).float() @ latent[..., :KV_LORA_RANK] / total
         out[tile] = attended.masked_fill(empty, 0)
-    return out, lse
 
 
 def masked_mha(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dsa_kernels.checks import check_devices, check_dtype, check_shape
+from dsa_kernels.dispatch import use_triton
 from dsa_kernels.topk_select import cpu, reference
 
 _INT_DTYPES = (torch.int32, torch.int64)
@@ -38,7 +39,8 @@ def topk_select(
         topk_indices [M, k] int32, relative to row_start, ascending, then -1.
 
     Raises:
-        ValueError: a shape, dtype or device that is not as above.
+        ValueError: a shape, dtype or device that is not as above; a k above 4096 that the
+            Triton kernel has no room for (rows longer than 8192).
     """
     check_dtype("logits", logits, (torch.float32,))
     check_shape("logits", logits, ("M", "N"))
@@ -53,8 +55,15 @@ def topk_select(
         check_dtype("out", out, (torch.int32,))
         check_shape("out", out, (rows, k))
     check_devices("logits", logits, row_start=row_start, row_end=row_end, out=out)
-    run = cpu.topk_select if logits.device.type == "cpu" else reference.topk_select
-    return run(logits, k, row_start, row_end, out=out)
+    if not use_triton(logits.device):
+        run = cpu.topk_select if logits.device.type == "cpu" else reference.topk_select
+        return run(logits, k, row_start, row_end, out=out)
+    from dsa_kernels.topk_select.kernel import topk_select_op
+
+    if out is None:
+        out = torch.empty(rows, k, dtype=torch.int32, device=logits.device)
+    topk_select_op(logits, k, row_start, row_end, out)
+    return out
 
 
 def topk_slots(
@@ -85,4 +94,10 @@ def topk_slots(
     if block_size < 1:
         raise ValueError(f"block_size: {block_size}; it must be at least 1")
     check_devices("topk_indices", topk_indices, block_table=block_table, request_ids=request_ids)
-    return reference.topk_slots(topk_indices, block_table, request_ids, block_size)
+    if not use_triton(topk_indices.device):
+        return reference.topk_slots(topk_indices, block_table, request_ids, block_size)
+    from dsa_kernels.topk_select.kernel import topk_slots_op
+
+    slots = torch.empty(topk_indices.shape, dtype=torch.int64, device=topk_indices.device)
+    topk_slots_op(topk_indices, block_table, request_ids, block_size, slots)
+    return slots

@@ -1,0 +1,200 @@
+"""Each op against the chip's roofline, and against other libraries in the same process.
+
+    python benchmarks/kernels.py [--peers DIR] [--op sparse_mla ...]
+    TRITON_INTERPRET=1 python benchmarks/kernels.py --dry-run    # tiny, on a CPU: tests the script
+
+DIR is an unzipped vLLM 0.26.0 CUDA wheel: it carries FlashMLA, DeepGEMM and vLLM's top-k. A peer
+gets the same inputs and its result is compared with ours; one that cannot run is listed with the
+reason.
+
+Times are CUDA events around a captured graph, so without the host's launch cost. The graph runs
+over copies of the inputs that together exceed the second-level cache, as the layers of a model do.
+The roofline is measured too: a copy's bandwidth, and bf16 matrix products. Writes kernels.json and
+kernels.png beside this file, or into --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import importlib.metadata
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sparse_mla_cases
+import torch
+from benchmark_case import Case, Run, Scale
+
+from dsa_kernels.testing import error
+
+CASES: dict[str, Callable[[Scale], Iterator[Case]]] = {"sparse_mla": sparse_mla_cases.cases}
+REPEATS = 20
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """What this device reaches: bytes a second of a copy, multiply-adds (times two) a second."""
+
+    bandwidth: float
+    flops: float
+
+    @classmethod
+    def measure(cls, scale: Scale) -> Roofline:
+        size = 4096 if scale.tiny else 1 << 30
+        source = torch.zeros(size, dtype=torch.uint8, device=scale.device)
+        target = torch.empty_like(source)
+        n = 64 if scale.tiny else 8192
+        a = torch.randn(n, n, device=scale.device).bfloat16()
+        b, c = torch.randn_like(a), torch.empty_like(a)
+        return cls(
+            2 * size / seconds([lambda: target.copy_(source)], scale),
+            2 * n**3 / seconds([lambda: torch.mm(a, b, out=c)], scale),
+        )
+
+    def least_seconds(self, case: Case) -> float:
+        return max(case.bytes / self.bandwidth, case.flops / self.flops)
+
+
+def seconds(runs: list[Run], scale: Scale) -> float:
+    """Median time of one call, over `REPEATS` rounds through all runs."""
+    for run in runs:
+        run()
+    if scale.device.type != "cuda":
+        start = time.perf_counter()
+        for run in runs:
+            run()
+        return (time.perf_counter() - start) / len(runs)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for run in runs:
+            run()
+    times = []
+    for _ in range(REPEATS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3 / len(runs))
+    return statistics.median(times)
+
+
+def measure(case: Case, roofline: Roofline, scale: Scale) -> dict[str, Any]:
+    """One row of the result."""
+    ours = seconds(case.runs, scale)
+    row: dict[str, Any] = {
+        "op": case.op,
+        "case": case.name,
+        "us": ours * 1e6,
+        "roofline_fraction": roofline.least_seconds(case) / ours,
+        "flops": case.flops,
+        "bytes": case.bytes,
+        "peers": {},
+    }
+    for name, runs in case.peers.items():
+        if isinstance(runs, str):
+            row["peers"][name] = {"absent": runs}
+            continue
+        try:
+            difference = error(runs[0](), case.runs[0]()).rms
+            theirs = seconds(runs, scale)
+        except Exception as failure:  # noqa: BLE001 (a library that is not ours may raise anything)
+            row["peers"][name] = {"absent": f"{type(failure).__name__}: {failure}"}
+            continue
+        row["peers"][name] = {
+            "us": theirs * 1e6,
+            "ratio": theirs / ours,
+            "rms_difference": difference,
+            "agrees": difference <= case.tolerance,
+        }
+    return row
+
+
+def describe(row: dict[str, Any]) -> str:
+    peers = [
+        f"{name} absent ({peer['absent'][:60]})"
+        if "absent" in peer
+        else f"{name} {peer['us']:.1f} us, {peer['ratio']:.2f} of ours"
+        + ("" if peer["agrees"] else f", DIFFERS by {peer['rms_difference']:.2g}")
+        for name, peer in row["peers"].items()
+    ]
+    return (
+        f"{row['op']:15} {row['case']:45} {row['us']:10.1f} us "
+        f"{row['roofline_fraction']:6.1%} of roofline; {'; '.join(peers)}"
+    )
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Intensity against performance, with the measured roof."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    bandwidth, flops = result["roofline"]["bandwidth"], result["roofline"]["flops"]
+    figure, axes = plt.subplots(figsize=(8, 5))
+    intensity = [row["flops"] / row["bytes"] for row in result["rows"]]
+    xs = [min(*intensity, flops / bandwidth) / 4, flops / bandwidth, max(*intensity, 1) * 4]
+    axes.loglog(xs, [min(x * bandwidth, flops) / 1e12 for x in xs], "k-")
+    for op in sorted({row["op"] for row in result["rows"]}):
+        rows = [row for row in result["rows"] if row["op"] == op]
+        axes.loglog(
+            [row["flops"] / row["bytes"] for row in rows],
+            [row["flops"] / row["us"] / 1e6 for row in rows],
+            "o",
+            label=op,
+        )
+    axes.set(xlabel="FLOP a byte", ylabel="TFLOP/s", title=result["device"])
+    axes.legend()
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+
+
+def version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--op", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--peers", type=Path, help="unzipped vLLM 0.26.0 CUDA wheel")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--dry-run", action="store_true", help="tiny shapes on a CPU")
+    options = parser.parse_args()
+    if not options.dry_run and not torch.cuda.is_available():
+        parser.error("no GPU found; --dry-run with TRITON_INTERPRET=1 runs tiny shapes on a CPU")
+    device = torch.device("cpu" if options.dry_run else "cuda")
+    scale = Scale(device, tiny=options.dry_run, peers=options.peers)
+    roofline = Roofline.measure(scale)
+    rows = []
+    for op in options.op:
+        for case in CASES[op](scale):
+            rows.append(measure(case, roofline, scale))
+            print(describe(rows[-1]), flush=True)
+    result = {
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "device": platform.machine() if options.dry_run else torch.cuda.get_device_name(),
+        "versions": {name: version(name) for name in ("torch", "triton", "dsa-plugin")},
+        "roofline": {"bandwidth": roofline.bandwidth, "flops": roofline.flops},
+        "rows": rows,
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "kernels.json").write_text(json.dumps(result, indent=1) + "\n")
+    if version("matplotlib") == "absent":
+        print("matplotlib is absent: no kernels.png")
+    else:
+        plot(result, options.out / "kernels.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

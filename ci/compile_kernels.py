@@ -1,0 +1,257 @@
+"""Compile every kernel for every architecture, without a GPU, and list what the chips would get.
+
+    ci/compile PYTHON                     # compile all, write docs/compile_matrix.md
+    ci/compile PYTHON --check             # compile all, fail if that table is not the result
+    ci/compile PYTHON --check --sample    # a case of each kernel and chip: what CI runs
+
+A row is a launch that serving can reach: `compile_cases` of an op's kernel.py. It fails if a kernel
+does not compile, spills registers to memory, or needs more shared memory than its chip has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.compiler import ASTSource
+
+import dsa_kernels
+from dsa_kernels.arch import ARCHS, KIB, Arch
+from dsa_kernels.launch import Launch
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = ROOT / "docs" / "compile_matrix.md"
+HEAD = f"""# What the compiler makes of each kernel
+
+Written by `ci/compile`, with Triton {triton.__version__}; do not edit. Registers are those of a
+thread, shared memory that of a block. None spills registers to memory, or takes more shared memory
+than its chip has: `ci/compile` refuses to write the table otherwise. Nothing here was measured on a
+chip.
+"""
+# A kernel that has several is listed with the first.
+MATRIX_INSTRUCTIONS = ("tcgen05.mma", "wgmma", "mma.sync", "v_mfma")
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.uint8: "*u8",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+    torch.float8_e4m3fn: "*fp8e4nv",
+}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One row of the table.
+
+    Attributes:
+        op, name, arch: which launch.
+        config: blocks, warps and stages.
+        registers: of a thread.
+        spilled: bytes of a thread (NVIDIA: stack frame) or registers (AMD).
+        smem_bytes: shared memory of a block.
+        matrix: the matrix instruction in its code, or "".
+    """
+
+    op: str
+    name: str
+    arch: str
+    config: str
+    registers: int
+    spilled: int
+    smem_bytes: int
+    matrix: str
+
+    def faults(self) -> Iterator[str]:
+        """Why this must not be launched."""
+        limit = ARCHS[self.arch].smem_bytes
+        if self.spilled:
+            yield f"spills {self.spilled}"
+        if self.smem_bytes > limit:
+            yield f"needs {self.smem_bytes} bytes of shared memory; a block has {limit}"
+
+
+def ops() -> list[str]:
+    """Folders of dsa_kernels that have a kernel."""
+    package = Path(dsa_kernels.__file__).parent
+    return sorted(path.parent.name for path in package.glob("*/kernel.py"))
+
+
+def cases(op: str, arch: Arch) -> dict[str, Launch]:
+    return dict(importlib.import_module(f"dsa_kernels.{op}.kernel").compile_cases(arch))
+
+
+def source(launch: Launch) -> ASTSource:
+    """What Triton's launcher would compile for these arguments, allocations being aligned."""
+    values: dict[str, Any] = {**launch.arguments, **launch.config.blocks}
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    attributes: dict[tuple[int], list[list[Any]]] = {}
+    for parameter in launch.kernel.params:
+        name, value = parameter.name, values[parameter.name]
+        specialised = not parameter.do_not_specialize
+        if (
+            parameter.is_constexpr
+            or value is None
+            or (isinstance(value, int) and value == 1 and specialised)
+        ):
+            signature[name], constants[name] = "constexpr", value
+        elif isinstance(value, Tensor):
+            signature[name] = POINTERS[value.dtype]
+            attributes[parameter.num,] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        else:
+            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if value % 16 == 0 and specialised:
+                attributes[parameter.num,] = [["tt.divisibility", 16]]
+    return ASTSource(launch.kernel, signature, constants, attributes)
+
+
+def compile_launch(op: str, name: str, launch: Launch, arch: Arch) -> Compiled:
+    kernel = triton.compile(
+        source(launch), target=arch.target, options=launch.config.compile_options
+    )
+    if arch.backend == "cuda":
+        code = kernel.asm["ptx"]
+        registers, spilled = _nvidia_resources(kernel.asm["cubin"])
+    else:
+        code = kernel.asm["amdgcn"]
+        # Scalar registers spill into lanes of vector registers, which costs no memory.
+        registers, spilled = _count(code, "vgpr_count"), _count(code, "private_segment_fixed_size")
+    config = launch.config
+    blocks = ", ".join(f"{block} {size}" for block, size in config.blocks.items())
+    return Compiled(
+        op,
+        name,
+        arch.name,
+        f"{blocks}; {config.num_warps} warps, {config.num_stages} stages",
+        registers,
+        spilled,
+        kernel.metadata.shared,
+        next((each for each in MATRIX_INSTRUCTIONS if each in code), ""),
+    )
+
+
+def _nvidia_resources(cubin: bytes) -> tuple[int, int]:
+    """Registers and stack bytes of a thread, as cuobjdump, which comes with Triton, reads them."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = subprocess.run(
+            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    matches = re.findall(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+    if len(matches) != 1:
+        raise RuntimeError(f"cuobjdump -res-usage does not list one kernel:\n{usage}")
+    registers, stack, local = map(int, matches[0])
+    return registers, stack + local
+
+
+def _count(amdgcn: str, field: str) -> int:
+    match = re.search(rf"\.{field}:\s+(\d+)", amdgcn)
+    if match is None:
+        raise RuntimeError(f"no .{field} in the assembly of a kernel")
+    return int(match[1])
+
+
+def table(rows: list[Compiled]) -> str:
+    """All rows as Markdown: a section an op, a line a case and chip."""
+    parts = [HEAD]
+    for op in sorted({row.op for row in rows}):
+        parts.append(f"\n## {op}\n\n")
+        parts.append(
+            "| chip | case | blocks, warps, stages | registers | KiB shared | matrix unit |\n"
+        )
+        parts.append("|---|---|---|---|---|---|\n")
+        parts.extend(
+            f"| {row.arch} | {row.name} | {row.config} | {row.registers} "
+            f"| {row.smem_bytes / KIB:.1f} | {row.matrix} |\n"
+            for row in rows
+            if row.op == op
+        )
+    return "".join(parts)
+
+
+def work(sample: bool, archs: list[str], only: list[str]) -> list[tuple[str, str, str]]:
+    """(op, arch, name) of the launches to compile; a sample: the first of each kernel and chip."""
+    found = []
+    for op in only:
+        for arch in archs:
+            seen = set()
+            for name, launch in cases(op, ARCHS[arch]).items():
+                if not sample or launch.kernel not in seen:
+                    found.append((op, arch, name))
+                seen.add(launch.kernel)
+    return found
+
+
+def compile_one(item: tuple[str, str, str]) -> Compiled | str:
+    """The row, or why there is none."""
+    op, arch_name, name = item
+    arch = ARCHS[arch_name]
+    try:
+        return compile_launch(op, name, cases(op, arch)[name], arch)
+    except Exception as error:  # noqa: BLE001 (Triton raises whatever its passes raise)
+        return f"{op} {arch_name} {name}: {type(error).__name__}: {error}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--check", action="store_true", help="compare with the table, write nothing"
+    )
+    parser.add_argument("--sample", action="store_true", help="one case of each kernel and chip")
+    parser.add_argument("--jobs", type=int, default=1, help="processes (default 1)")
+    parser.add_argument("--arch", nargs="+", choices=ARCHS, default=list(ARCHS))
+    parser.add_argument("--op", nargs="+", choices=ops(), default=ops())
+    options = parser.parse_args()
+    items = work(options.sample, options.arch, options.op)
+    rows, faults = [], []
+    with ProcessPoolExecutor(options.jobs) as pool:
+        for done, result in enumerate(pool.map(compile_one, items), 1):
+            if isinstance(result, str):
+                faults.append(result)
+            else:
+                rows.append(result)
+                faults.extend(
+                    f"{result.op} {result.arch} {result.name}: {fault}" for fault in result.faults()
+                )
+            if sys.stderr.isatty():
+                print(f"\r{done}/{len(items)}", end="", file=sys.stderr)
+    for fault in faults:
+        print(f"FAULT {fault}")
+    print(f"{len(rows)} of {len(items)} kernels compiled, {len(faults)} faults")
+
+    if faults:
+        return 1
+    if options.check:
+        recorded = TABLE.read_text(encoding="utf-8").splitlines()
+        for line in table(rows).splitlines():
+            if line not in recorded:
+                faults.append(line)
+                print(f"not in {TABLE.relative_to(ROOT)}: {line}")
+        if faults:
+            print("Run ci/compile and commit the table.")
+    elif items == work(False, list(ARCHS), ops()):
+        TABLE.parent.mkdir(exist_ok=True)
+        TABLE.write_text(table(rows), encoding="utf-8")
+    return int(bool(faults))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,515 @@
+"""Triton kernels of cache_write.
+
+Values are rounded to the input's dtype after each step, as the reference does. e4m3 is written by
+integer arithmetic, the same on every chip: half of them have no such conversion.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dsa_kernels.arch import Arch, arch_of
+from dsa_kernels.launch import Launch, launch_config
+from dsa_kernels.layout import (
+    FP8_BLOCK,
+    FP8_MAX,
+    INDEX_FP8_BYTES,
+    INDEX_HEAD_DIM,
+    KV_LORA_RANK,
+    LATENT_DIM,
+    LATENT_FP8_BYTES,
+    LATENT_SCALES,
+    ROPE_DIM,
+)
+from dsa_kernels.primitives import dot, round_to
+from dsa_kernels.registration import register
+
+# fp32's exponent field of the smallest scales: of the scale itself in the latent cache, of
+# amax / 448 in the index cache.
+_LATENT_FLOOR = tl.constexpr(127 + math.frexp(1e-4)[1])
+_INDEX_FLOOR = tl.constexpr(127 + math.frexp(1e-4 / FP8_MAX)[1])
+_GROUPS = tl.constexpr(LATENT_SCALES)
+_GROUP = tl.constexpr(FP8_BLOCK)
+_RANK = tl.constexpr(KV_LORA_RANK)
+_ROPE = tl.constexpr(ROPE_DIM)
+_HEAD_DIM = tl.constexpr(INDEX_HEAD_DIM)
+
+
+def latent_cache_write(
+    kv: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    positions: Tensor,
+    cos_sin_cache: Tensor,
+    cache: Tensor,
+    slot_mapping: Tensor,
+) -> None:
+    """As the public function."""
+    arch = arch_of(kv.device)
+    for launch in plan_latent(
+        kv, norm_weight, eps, positions, cos_sin_cache, cache, slot_mapping, arch
+    ):
+        launch.run()
+
+
+def index_cache_write(
+    k: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    positions: Tensor,
+    cos_sin_cache: Tensor,
+    cache: Tensor,
+    slot_mapping: Tensor,
+    interleaved: bool,
+    hadamard: bool,
+) -> None:
+    """As the public function."""
+    norm = (norm_weight, norm_bias, eps)
+    style = (interleaved, hadamard)
+    arch = arch_of(k.device)
+    for launch in plan_index(k, norm, positions, cos_sin_cache, cache, slot_mapping, style, arch):
+        launch.run()
+
+
+def index_query(
+    q: Tensor,
+    weights: Tensor,
+    positions: Tensor,
+    cos_sin_cache: Tensor,
+    interleaved: bool,
+    hadamard: bool,
+    out: Tensor,
+    out_weights: Tensor,
+) -> None:
+    """As the public function, into `out`, in fp8 if that is, and `out_weights`."""
+    style = (interleaved, hadamard)
+    arch = arch_of(q.device)
+    for launch in plan_query(
+        q, positions, cos_sin_cache, style, out, arch, weights=weights, out_weights=out_weights
+    ):
+        launch.run()
+
+
+def apply_rope(
+    x: Tensor, positions: Tensor, cos_sin_cache: Tensor, interleaved: bool, out: Tensor
+) -> None:
+    """As the public function, into `out`; both are [T, heads, 64]."""
+    style = (interleaved, False)
+    for launch in plan_query(x, positions, cos_sin_cache, style, out, arch_of(x.device)):
+        launch.run()
+
+
+latent_cache_write_op = register(latent_cache_write, writes=("cache",))
+index_cache_write_op = register(index_cache_write, writes=("cache",))
+index_query_op = register(index_query, writes=("out", "out_weights"))
+apply_rope_op = register(apply_rope, writes=("out",))
+
+
+def plan_latent(
+    kv: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    positions: Tensor,
+    cos_sin_cache: Tensor,
+    cache: Tensor,
+    slot_mapping: Tensor,
+    arch: Arch,
+) -> list[Launch]:
+    tokens = kv.shape[0]
+    if tokens == 0:
+        return []
+    arguments = {
+        "kv": kv,
+        "norm_weight": norm_weight.contiguous(),
+        "eps": eps,
+        **_rotation(positions, cos_sin_cache),
+        **_destination(cache, slot_mapping),
+        "stride_km": kv.stride(0),
+        "stride_kd": kv.stride(1),
+    }
+    config = launch_config("cache_write", arch, "latent")
+    return [Launch(_write_latent, (tokens,), arguments, config)]
+
+
+def plan_index(
+    k: Tensor,
+    norm: tuple[Tensor, Tensor, float],
+    positions: Tensor,
+    cos_sin_cache: Tensor,
+    cache: Tensor,
+    slot_mapping: Tensor,
+    style: tuple[bool, bool],
+    arch: Arch,
+) -> list[Launch]:
+    tokens = k.shape[0]
+    if tokens == 0:
+        return []
+    weight, bias, eps = norm
+    arguments = {
+        "k": k,
+        "norm_weight": weight.contiguous(),
+        "norm_bias": bias.contiguous(),
+        "eps": eps,
+        **_rotation(positions, cos_sin_cache),
+        **_destination(cache, slot_mapping),
+        "num_tokens": tokens,
+        "stride_km": k.stride(0),
+        "stride_kd": k.stride(1),
+        "INTERLEAVED": style[0],
+        "HADAMARD": style[1],
+    }
+    config = launch_config("cache_write", arch, "index")
+    grid = (triton.cdiv(tokens, config.blocks["BLOCK_TOKENS"]),)
+    return [Launch(_write_index_keys, grid, arguments, config)]
+
+
+def plan_query(
+    x: Tensor,
+    positions: Tensor,
+    cos_sin_cache: Tensor,
+    style: tuple[bool, bool],
+    out: Tensor,
+    arch: Arch,
+    *,
+    weights: Tensor | None = None,
+    out_weights: Tensor | None = None,
+) -> list[Launch]:
+    tokens, heads, width = x.shape
+    if x.numel() == 0:
+        return []
+    fp8 = out.dtype == torch.float8_e4m3fn
+    arguments = {
+        "x": x,
+        "weights": weights,
+        "factor": heads**-0.5 * INDEX_HEAD_DIM**-0.5,
+        **_rotation(positions, cos_sin_cache),
+        "out": out.view(torch.uint8) if fp8 else out,
+        "out_weights": out_weights,
+        "num_rows": tokens * heads,
+        "heads": heads,
+        "stride_xm": x.stride(0),
+        "stride_xh": x.stride(1),
+        "stride_xd": x.stride(2),
+        "stride_wm": 0 if weights is None else weights.stride(0),
+        "stride_wh": 0 if weights is None else weights.stride(1),
+        "WIDTH": width,
+        "INTERLEAVED": style[0],
+        "HADAMARD": style[1],
+        "FP8": fp8,
+    }
+    config = launch_config("cache_write", arch, "query")
+    grid = (triton.cdiv(tokens * heads, config.blocks["BLOCK_ROWS"]),)
+    return [Launch(_rotate_rows, grid, arguments, config)]
+
+
+def compile_cases(arch: Arch) -> Iterator[tuple[str, Launch]]:
+    """Each kernel for each precision of its input and of its cache, and both styles of RoPE."""
+
+    def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    tokens = 64
+    position, table = meta(tokens, dtype=torch.int64), meta(4096, ROPE_DIM)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        q = meta(tokens, 64, INDEX_HEAD_DIM, dtype=dtype)
+        weights, out_weights = meta(tokens, 64, dtype=dtype), meta(tokens, 64)
+        for fp8 in (True, False):
+            name = f"{str(dtype).removeprefix('torch.')} to {'fp8' if fp8 else 'same'}"
+            stored = torch.uint8 if fp8 else dtype
+            latent = meta(8, 64, LATENT_FP8_BYTES if fp8 else LATENT_DIM, dtype=stored)
+            index = meta(8, 64, INDEX_FP8_BYTES if fp8 else INDEX_HEAD_DIM, dtype=stored)
+            out = torch.empty_like(q, dtype=torch.float8_e4m3fn if fp8 else dtype)
+            norm, style = (meta(128), meta(128), 1e-6), (not fp8, fp8)
+            kv, k = meta(tokens, LATENT_DIM, dtype=dtype), meta(tokens, 128, dtype=dtype)
+            (launch,) = plan_latent(kv, meta(512), 1e-6, position, table, latent, position, arch)
+            yield f"latent {name}", launch
+            (launch,) = plan_index(k, norm, position, table, index, position, style, arch)
+            yield f"index {name}", launch
+            (launch,) = plan_query(
+                q, position, table, style, out, arch, weights=weights, out_weights=out_weights
+            )
+            yield f"query {name}", launch
+        rope = q[..., :ROPE_DIM]
+        (launch,) = plan_query(rope, position, table, (True, False), rope, arch)
+        yield f"rope {str(dtype).removeprefix('torch.')}", launch
+
+
+def _rotation(positions: Tensor, cos_sin_cache: Tensor) -> dict[str, Any]:
+    return {
+        "positions": positions.contiguous(),
+        "cos_sin": cos_sin_cache,
+        "stride_cm": cos_sin_cache.stride(0),
+        "stride_cd": cos_sin_cache.stride(1),
+    }
+
+
+def _destination(cache: Tensor, slot_mapping: Tensor) -> dict[str, Any]:
+    blocks, block_size, _ = cache.shape
+    return {
+        "cache": cache,
+        "slot_mapping": slot_mapping.contiguous(),
+        "num_slots": blocks * block_size,
+        "stride_block": cache.stride(0),
+        "stride_token": cache.stride(1),
+        "BLOCK_SIZE": block_size,
+        "FP8": cache.dtype == torch.uint8,
+    }
+
+
+@triton.jit(do_not_specialize=["num_slots"])
+def _write_latent(
+    kv,
+    norm_weight,
+    eps,
+    positions,
+    cos_sin,
+    cache,
+    slot_mapping,
+    num_slots,
+    stride_km,
+    stride_kd,
+    stride_cm,
+    stride_cd,
+    stride_block,
+    stride_token,
+    BLOCK_SIZE: tl.constexpr,
+    FP8: tl.constexpr,
+):
+    """One token: RMSNorm of the first 512 values, RoPE of the last 64."""
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slot_mapping + token)
+    if (slot < 0) | (slot >= num_slots):
+        return
+    page, offset = _page(cache, slot, stride_block, BLOCK_SIZE)
+    entry = page + offset * stride_token
+    DTYPE: tl.constexpr = kv.dtype.element_ty
+    kv += token * stride_km
+
+    group, dim = tl.arange(0, _GROUPS)[:, None], tl.arange(0, _GROUP)[None, :]
+    dim = group * _GROUP + dim
+    nope = tl.load(kv + dim * stride_kd).to(tl.float32)
+    mean = tl.sum(tl.sum(nope * nope, 1), 0) / _RANK
+    nope = nope * tl.rsqrt(mean + eps) * tl.load(norm_weight + dim).to(tl.float32)
+    nope = round_to(nope, DTYPE).to(tl.float32)
+
+    dim_pe = tl.arange(0, _ROPE)
+    address = kv + _RANK * stride_kd
+    rope = tl.load(address + dim_pe * stride_kd).to(tl.float32)
+    partner = tl.load(address + (dim_pe ^ 1) * stride_kd).to(tl.float32)
+    row = cos_sin + tl.load(positions + token).to(tl.int64) * stride_cm
+    rope = round_to(_rope(rope, partner, dim_pe, row, stride_cd, True), DTYPE).to(tl.float32)
+
+    if FP8:
+        code, scale = _quantise(nope, _LATENT_FLOOR)
+        tl.store(entry + dim, code)
+        scales = (entry + _RANK).to(tl.pointer_type(tl.float32))
+        tl.store(scales + tl.arange(0, _GROUPS), scale)
+        pe = (entry + _RANK + 4 * _GROUPS).to(tl.pointer_type(tl.bfloat16))
+        tl.store(pe + dim_pe, round_to(rope, tl.bfloat16))
+    else:
+        tl.store(entry + dim, round_to(nope, cache.dtype.element_ty))
+        tl.store(entry + _RANK + dim_pe, round_to(rope, cache.dtype.element_ty))
+
+
+@triton.jit(do_not_specialize=["num_slots", "num_tokens"])
+def _write_index_keys(
+    k,
+    norm_weight,
+    norm_bias,
+    eps,
+    positions,
+    cos_sin,
+    cache,
+    slot_mapping,
+    num_slots,
+    num_tokens,
+    stride_km,
+    stride_kd,
+    stride_cm,
+    stride_cd,
+    stride_block,
+    stride_token,
+    BLOCK_SIZE: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    HADAMARD: tl.constexpr,
+    FP8: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+):
+    """Some tokens: LayerNorm, RoPE of the first 64 values, the Hadamard transform."""
+    token = tl.program_id(0).to(tl.int64) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
+    is_token = token < num_tokens
+    slot = tl.load(slot_mapping + token, mask=is_token, other=-1)
+    stored = (slot >= 0) & (slot < num_slots)
+    page, offset = _page(cache, tl.where(stored, slot, 0), stride_block, BLOCK_SIZE)
+    DTYPE: tl.constexpr = k.dtype.element_ty
+
+    dim = tl.arange(0, _HEAD_DIM)
+    other = dim ^ (1 if INTERLEAVED else _ROPE // 2)
+    row, mask = k + token[:, None] * stride_km, is_token[:, None]
+    key = tl.load(row + dim[None, :] * stride_kd, mask=mask, other=0.0).to(tl.float32)
+    partner = tl.load(row + other[None, :] * stride_kd, mask=mask, other=0.0).to(tl.float32)
+    mean = tl.sum(key, 1) / _HEAD_DIM
+    centred = key - mean[:, None]
+    deviation = tl.rsqrt(tl.sum(centred * centred, 1) / _HEAD_DIM + eps)
+    key = _normed(key, mean, deviation, norm_weight + dim, norm_bias + dim, DTYPE)
+    partner = _normed(partner, mean, deviation, norm_weight + other, norm_bias + other, DTYPE)
+
+    position = tl.load(positions + token, mask=is_token, other=0).to(tl.int64)
+    angles = cos_sin + position[:, None] * stride_cm
+    key = _rope(key, partner, dim[None, :], angles, stride_cd, INTERLEAVED)
+    key = round_to(key, DTYPE).to(tl.float32)
+    if HADAMARD:
+        key = round_to(_hadamard(key, DTYPE), DTYPE).to(tl.float32)
+
+    if FP8:
+        code, scale = _quantise(key, _INDEX_FLOOR)
+        address = page[:, None] + offset[:, None] * _HEAD_DIM + dim[None, :]
+        tl.store(address, code, mask=stored[:, None])
+        scales = (page + BLOCK_SIZE * _HEAD_DIM).to(tl.pointer_type(tl.float32))
+        tl.store(scales + offset, scale, mask=stored)
+    else:
+        address = page[:, None] + offset[:, None] * stride_token + dim[None, :]
+        tl.store(address, round_to(key, cache.dtype.element_ty), mask=stored[:, None])
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _rotate_rows(
+    x,
+    weights,
+    factor,
+    positions,
+    cos_sin,
+    out,
+    out_weights,
+    num_rows,
+    heads,
+    stride_xm,
+    stride_xh,
+    stride_xd,
+    stride_wm,
+    stride_wh,
+    stride_cm,
+    stride_cd,
+    WIDTH: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    HADAMARD: tl.constexpr,
+    FP8: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+):
+    """Some rows, a head of a token each: RoPE of the first 64 values, and what index_query adds."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    is_row = row < num_rows
+    token, head = row // heads, row % heads
+    DTYPE: tl.constexpr = x.dtype.element_ty
+
+    dim = tl.arange(0, WIDTH)
+    other = dim ^ (1 if INTERLEAVED else _ROPE // 2)
+    source, mask = x + (token * stride_xm + head * stride_xh)[:, None], is_row[:, None]
+    value = tl.load(source + dim[None, :] * stride_xd, mask=mask, other=0.0).to(tl.float32)
+    partner = tl.load(source + other[None, :] * stride_xd, mask=mask, other=0.0).to(tl.float32)
+    position = tl.load(positions + token, mask=is_row, other=0).to(tl.int64)
+    angles = cos_sin + position[:, None] * stride_cm
+    value = _rope(value, partner, dim[None, :], angles, stride_cd, INTERLEAVED)
+    value = round_to(value, DTYPE).to(tl.float32)
+    if HADAMARD:
+        value = round_to(_hadamard(value, DTYPE), DTYPE).to(tl.float32)
+
+    address = out + row[:, None] * WIDTH + dim[None, :]
+    if weights is not None:
+        weight = weights + token * stride_wm + head * stride_wh
+        weight = tl.load(weight, mask=is_row, other=0.0).to(tl.float32) * factor
+    if FP8:
+        code, scale = _quantise(value, _INDEX_FLOOR)
+        tl.store(address, code, mask=mask)
+        weight *= scale
+    else:
+        tl.store(address, round_to(value, DTYPE), mask=mask)
+    if weights is not None:
+        tl.store(out_weights + row, weight, mask=is_row)
+
+
+@triton.jit
+def _page(cache, slot, stride_block, BLOCK_SIZE: tl.constexpr):
+    """Where a slot's page starts, and which of the page's tokens the slot is."""
+    slot = slot.to(tl.int64)
+    return cache + slot // BLOCK_SIZE * stride_block, slot % BLOCK_SIZE
+
+
+@triton.jit
+def _normed(x, mean, deviation, weight, bias, DTYPE: tl.constexpr):
+    weight, bias = tl.load(weight).to(tl.float32), tl.load(bias).to(tl.float32)
+    x = (x - mean[:, None]) * deviation[:, None] * weight[None, :] + bias[None, :]
+    return round_to(x, DTYPE).to(tl.float32)
+
+
+@triton.jit
+def _rope(x, partner, dim, angles, stride_cd, INTERLEAVED: tl.constexpr):
+    """Rotate the pairs (x, partner) of the first 64 values; dim: which value x is."""
+    if INTERLEAVED:
+        pair, first = dim // 2, dim % 2 == 0
+    else:
+        pair, first = dim % (_ROPE // 2), dim < _ROPE // 2
+    rotated = dim < _ROPE
+    cos = tl.load(angles + pair * stride_cd, mask=rotated, other=1.0).to(tl.float32)
+    sin = tl.load(angles + (pair + _ROPE // 2) * stride_cd, mask=rotated, other=0.0)
+    turned = x * cos + tl.where(first, -partner, partner) * sin.to(tl.float32)
+    return tl.where(rotated, turned, x)
+
+
+@triton.jit
+def _hadamard(x, DTYPE: tl.constexpr):
+    """x [rows, 128] fp32 that holds values of DTYPE -> x . H_128 * 128^-0.5, summed in fp32."""
+    line = tl.arange(0, _HEAD_DIM)
+    # The sign of H[i, j] is the parity of i & j.
+    parity = line[:, None] & line[None, :]
+    parity ^= parity >> 4
+    parity ^= parity >> 2
+    parity ^= parity >> 1
+    sign = (1 - 2 * (parity & 1)).to(tl.float32)
+    if tl.float32 == DTYPE:
+        # Three bf16 hold all of an fp32, and no chip has room for the matrix in fp32.
+        sign = sign.to(tl.bfloat16)
+        high = round_to(x, tl.bfloat16)
+        rest = x - high.to(tl.float32)
+        middle = round_to(rest, tl.bfloat16)
+        low = round_to(rest - middle.to(tl.float32), tl.bfloat16)
+        product = dot(high, sign, dot(middle, sign, dot(low, sign)))
+    else:
+        product = dot(round_to(x, DTYPE), sign.to(DTYPE))
+    return product * _HEAD_DIM**-0.5
+
+
+@triton.jit
+def _quantise(x, FLOOR: tl.constexpr):
+    """x [rows, n] fp32 -> e4m3 codes [rows, n] uint8, and each row's power-of-two scale [rows].
+
+    The scale is the least 2^e >= amax / 448, at least 2^(FLOOR - 127). By integers: 448 is
+    1.75 * 2^8, so e is amax's own exponent less 8, and one more where its fraction passes 0.75.
+    """
+    amax = tl.max(tl.abs(x), 1).to(tl.uint32, bitcast=True)
+    exponent = tl.maximum(((amax + 0x1FFFFF) >> 23).to(tl.int32) - 8, FLOOR)
+    scale = (exponent << 23).to(tl.float32, bitcast=True)
+    inverse = ((254 - exponent) << 23).to(tl.float32, bitcast=True)
+    return _encode_e4m3(x * inverse[:, None]), scale
+
+
+@triton.jit
+def _encode_e4m3(x):
+    """fp32 -> codes of float8_e4m3fn, to the nearest, of two the even, at most 448; NaN is kept."""
+    bits = x.to(tl.uint32, bitcast=True)
+    magnitude = bits & 0x7FFFFFFF
+    # Drop 20 of 23 fraction bits; the carry may reach the exponent, whose bias is 120 less.
+    normal = ((magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20) - (120 << 3)
+    # Below 2^-6 codes count steps of 2^-9, which is the last bit of an fp32 near 2^14.
+    subnormal = (tl.abs(x) + 16384.0).to(tl.uint32, bitcast=True) - (141 << 23)
+    code = tl.minimum(tl.where(magnitude < 121 << 23, subnormal, normal), 0x7E)
+    code = tl.where(magnitude >= 0x7F800000, 0x7F, code)
+    return (code | (bits >> 31 << 7)).to(tl.uint8)

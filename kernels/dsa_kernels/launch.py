@@ -1,0 +1,84 @@
+"""Kernel launches as values: chosen by tables, the same to run and to compile without a GPU.
+
+Nothing is tuned while serving: an autotuner would run candidates inside a request, and choose
+differently on each rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from dsa_kernels.arch import Arch
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """How one kernel is compiled for one architecture and shape.
+
+    Attributes:
+        blocks: tile sizes, by the names of the kernel's constexpr parameters.
+        num_warps: warps a block.
+        num_stages: depth of the pipeline of loads.
+        options: of one backend only, such as AMD's waves_per_eu.
+    """
+
+    blocks: Mapping[str, int]
+    num_warps: int
+    num_stages: int
+    options: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def compile_options(self) -> dict[str, int]:
+        """What Triton calls options: all but the blocks."""
+        # Multiply-adds fuse: the default will change with Triton 3.10.
+        return {
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            "enable_fp_fusion": True,
+            **self.options,
+        }
+
+
+@cache
+def launch_config(op: str, arch: Arch, shape_key: Hashable) -> LaunchConfig:
+    """The entry of `dsa_kernels.tuning.<arch>`'s table for an op, named like it in capitals.
+
+    Args:
+        op: folder of the op, such as "sparse_mla".
+        arch: whose table.
+        shape_key: as the op's kernel.py defines it.
+
+    Raises:
+        KeyError: the table lacks the entry: a defect, which tests of every architecture find.
+    """
+    tuning = import_module(f"dsa_kernels.tuning.{arch.name}")
+    table: Mapping[Hashable, LaunchConfig] = getattr(tuning, op.upper())
+    return table[shape_key]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch: `run` does it, ci/compile compiles it without a GPU.
+
+    Attributes:
+        kernel: the @triton.jit function.
+        grid: blocks in each dimension; from shapes only, so that CUDA graphs can capture it.
+        arguments: every parameter of the kernel but the blocks, by name. Tensors may be on the
+            meta device if the launch is never run.
+        config: the compiled variant.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: Mapping[str, Any]
+    config: LaunchConfig
+
+    def run(self) -> None:
+        """Enqueue on the current stream."""
+        self.kernel[self.grid](
+            **self.arguments, **self.config.blocks, **self.config.compile_options
+        )

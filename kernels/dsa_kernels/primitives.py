@@ -1,0 +1,59 @@
+"""Device functions that two or more kernels use."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from dsa_kernels.arch import is_interpreting
+
+INTERPRET = tl.constexpr(is_interpreting())
+
+
+@triton.jit
+def dot(a, b, acc=None):
+    """a [M, K] @ b [K, N] in fp32, plus acc; fp32 operands are not rounded to TF32.
+
+    Triton 3.9's interpreter multiplies the bit patterns of bf16, so operands are widened there.
+    """
+    if INTERPRET:
+        product = tl.dot(a.to(tl.float32), b.to(tl.float32))
+        product = product if acc is None else acc + product
+    else:
+        product = tl.dot(a, b, acc, input_precision="ieee")
+    return product
+
+
+@triton.jit
+def round_to(x, DTYPE: tl.constexpr):
+    """fp32 -> DTYPE, to the nearest, then to even; Triton 3.9's interpreter truncates to bf16."""
+    if INTERPRET and tl.bfloat16 == DTYPE:
+        bits = x.to(tl.uint32, bitcast=True)
+        bits = tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), 0x7FC00000)
+        rounded = (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        rounded = x.to(DTYPE)
+    return rounded
+
+
+@triton.jit
+def decode_e4m3(code, NATIVE: tl.constexpr):
+    """uint8 codes of float8_e4m3fn -> fp32, exactly, NaN included; NATIVE: the chip has e4m3."""
+    if NATIVE:
+        value = code.to(tl.float8e4nv, bitcast=True).to(tl.float32)
+    else:
+        value = e4m3_to_fp16(code).to(tl.float32) * 256.0
+    return value
+
+
+@triton.jit
+def e4m3_to_fp16(code):
+    """uint8 codes of float8_e4m3fn -> fp16 of the values times 2^-8, exactly, NaN included.
+
+    Where a chip has no e4m3 Triton refuses the type. Its bits, moved seven to the left, are that
+    fp16, subnormals too.
+    """
+    # Sign extension puts the sign into bits 14 and 15 after the shift; 14 is fp16's top exponent.
+    bits = (code.to(tl.int8, bitcast=True).to(tl.int16) << 7) & -0x4001
+    bits = tl.where((code & 0x7F) == 0x7F, 0x7E00, bits).to(tl.int16)
+    return bits.to(tl.float16, bitcast=True)

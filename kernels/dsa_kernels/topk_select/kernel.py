@@ -1,0 +1,276 @@
+"""Triton kernels of topk_select.
+
+A program holds a piece of a row in registers and finds the k-th largest of its keys bit by bit,
+from the top: a radix selection with digits of one bit, whose histogram is one count. It keeps what
+is larger, and of what is equal the first, in their order. Where a row is longer than a piece, the
+pieces' winners, k of each, are the next round's row. The scores' distribution does not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dsa_kernels.arch import Arch, arch_of
+from dsa_kernels.launch import Launch, LaunchConfig, launch_config
+from dsa_kernels.registration import register
+
+
+def topk_select(
+    logits: Tensor, k: int, row_start: Tensor | None, row_end: Tensor, out: Tensor
+) -> None:
+    """As the public function, into `out`."""
+    for launch in plan(logits, k, row_start, row_end, out, arch_of(logits.device)):
+        launch.run()
+
+
+def topk_slots(
+    topk_indices: Tensor, block_table: Tensor, request_ids: Tensor, block_size: int, out: Tensor
+) -> None:
+    """As the public function, into `out`."""
+    arch = arch_of(topk_indices.device)
+    for launch in plan_slots(topk_indices, block_table, request_ids, block_size, out, arch):
+        launch.run()
+
+
+topk_select_op = register(topk_select, writes=("out",))
+topk_slots_op = register(topk_slots, writes=("out",))
+
+
+def plan(
+    logits: Tensor, k: int, row_start: Tensor | None, row_end: Tensor, out: Tensor, arch: Arch
+) -> list[Launch]:
+    """A launch a round; the winners of all but the last take k / piece of the logits' memory."""
+    rows, columns = logits.shape
+    taken = min(k, columns)
+    piece = launch_config("topk_select", arch, "select").blocks["BLOCK"]
+    if columns > piece and taken > piece // 2:
+        raise ValueError(
+            f"k: {k}; of rows longer than {piece} the Triton kernel for {arch.name} selects at "
+            f"most {piece // 2}. DSA_KERNELS=torch has no such limit."
+        )
+    if rows == 0:
+        return []
+    launches: list[Launch] = []
+    candidates, width = None, columns
+    while True:
+        config = _config("select", width, arch)
+        pieces = max(1, triton.cdiv(width, config.blocks["BLOCK_COLUMNS"]))
+        last = pieces == 1
+        winners = out if last else logits.new_empty(rows, pieces * taken, dtype=torch.int32)
+        arguments = {
+            "logits": logits,
+            "candidates": candidates,
+            "row_start": row_start if row_start is None else row_start.contiguous(),
+            "row_end": row_end.contiguous(),
+            "winners": winners,
+            "num_rows": rows,
+            "num_columns": columns,
+            "width": width,
+            "k": k,
+            "slots": k if last else taken,
+            "stride_lm": logits.stride(0),
+            "stride_ln": logits.stride(1),
+            "stride_wm": winners.stride(0),
+            "stride_wn": winners.stride(1),
+        }
+        grid = (triton.cdiv(rows, config.blocks["BLOCK_ROWS"]), pieces)
+        launches.append(Launch(_select, grid, arguments, config))
+        if last:
+            return launches
+        candidates, width = winners, pieces * taken
+
+
+def plan_slots(
+    topk_indices: Tensor,
+    block_table: Tensor,
+    request_ids: Tensor,
+    block_size: int,
+    out: Tensor,
+    arch: Arch,
+) -> list[Launch]:
+    rows, k = topk_indices.shape
+    if out.numel() == 0:
+        return []
+    config = _config("slots", k, arch)
+    arguments = {
+        "topk_indices": topk_indices,
+        "block_table": block_table,
+        "request_ids": request_ids.contiguous(),
+        "slots": out,
+        "num_rows": rows,
+        "k": k,
+        "max_blocks": block_table.shape[1],
+        "stride_im": topk_indices.stride(0),
+        "stride_in": topk_indices.stride(1),
+        "stride_tb": block_table.stride(0),
+        "stride_tn": block_table.stride(1),
+        "stride_sm": out.stride(0),
+        "stride_sn": out.stride(1),
+        "BLOCK_SIZE": block_size,
+    }
+    blocks = config.blocks
+    grid = (triton.cdiv(rows, blocks["BLOCK_ROWS"]), triton.cdiv(k, blocks["BLOCK_COLUMNS"]))
+    return [Launch(_find_slots, grid, arguments, config)]
+
+
+def compile_cases(arch: Arch) -> Iterator[tuple[str, Launch]]:
+    """Rows of one piece, whole or several a program, and both rounds of longer ones."""
+
+    def meta(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    k = 2048
+    for columns in (4096, 16384, 131072):
+        logits = meta(64, columns, dtype=torch.float32)
+        for start in (None, meta(64)):
+            rounds = plan(logits, k, start, meta(64), meta(64, k), arch)
+            for number, launch in enumerate(rounds, 1):
+                ranged = "" if start is None else " ranges"
+                yield f"select {columns}{ranged} round {number}", launch
+    (launch,) = plan_slots(
+        meta(64, k), meta(64, 2048), meta(64), 64, meta(64, k, dtype=torch.int64), arch
+    )
+    yield "slots", launch
+
+
+def _config(kernel: str, columns: int, arch: Arch) -> LaunchConfig:
+    """The table's entry for a shape key, the kernel, its block cut to the row's length.
+
+    A program takes several short rows, in half a block: each row's counts need registers, too.
+    """
+    config = launch_config("topk_select", arch, kernel)
+    block = config.blocks["BLOCK"]
+    width = min(block, triton.next_power_of_2(max(columns, 1)))
+    blocks = {"BLOCK_ROWS": max(1, block // 2 // width), "BLOCK_COLUMNS": width}
+    return replace(config, blocks=blocks)
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_columns", "width"])
+def _select(
+    logits,
+    candidates,
+    row_start,
+    row_end,
+    winners,
+    num_rows,
+    num_columns,
+    width,
+    k,
+    slots,
+    stride_lm,
+    stride_ln,
+    stride_wm,
+    stride_wn,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    """The best k of one piece of each row: their indices, ascending, then -1 up to `slots`."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    piece = tl.program_id(1)
+    is_row = row < num_rows
+    end = tl.minimum(tl.load(row_end + row, mask=is_row, other=0), num_columns)
+    if row_start is None:
+        # 0, or the range is empty. A known 0 would have Triton load four keys a thread, to move
+        # them and what follows from them into another layout before the store.
+        start = tl.minimum(end, 0)
+    else:
+        start = tl.load(row_start + row, mask=is_row, other=0).to(end.dtype)
+    place = piece * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    if candidates is None:
+        column = tl.maximum(start, 0)[:, None] + place[None, :]
+        valid = column < end[:, None]
+    else:
+        chosen = tl.load(
+            candidates + row[:, None] * width + place[None, :],
+            mask=is_row[:, None] & (place < width)[None, :],
+            other=-1,
+        )
+        column = start[:, None] + chosen
+        valid = chosen >= 0
+    num_valid = tl.sum(valid.to(tl.int32), 1)
+
+    winners += row * stride_wm + piece * slots * stride_wn
+    if tl.max(num_valid) > 0:
+        address = logits + row[:, None] * stride_lm + column.to(tl.int64) * stride_ln
+        key = tl.where(valid, _ordered(tl.load(address, mask=valid, other=0.0)), 0)
+        threshold = _kth_largest(key, num_valid, k)[:, None]
+        above, equal = key > threshold, key == threshold
+        wanted = k - tl.sum(above.to(tl.int32), 1)[:, None]  # of the equal ones
+        # One scan for two counts: above in the lower half of each sum, equal in the upper. Neither
+        # passes 2^14, the largest block.
+        counts = tl.cumsum(above.to(tl.int32) + (equal.to(tl.int32) << 16), 1)
+        num_above, num_equal = counts & 0xFFFF, counts >> 16
+        taken = above | (equal & (num_equal <= wanted))
+        slot = num_above + tl.minimum(num_equal, wanted) - 1
+        index = (column - start[:, None]).to(tl.int32)
+        tl.store(winners[:, None] + slot * stride_wn, index, mask=taken)
+    BLOCK_SLOTS: tl.constexpr = BLOCK_COLUMNS // 8 if BLOCK_COLUMNS > 8 else 1
+    for first in range(0, slots, BLOCK_SLOTS):
+        slot = first + tl.arange(0, BLOCK_SLOTS)[None, :]
+        unused = (slot >= num_valid[:, None]) & (slot < slots)
+        tl.store(winners[:, None] + slot * stride_wn, -1, mask=is_row[:, None] & unused)
+
+
+@triton.jit
+def _ordered(value):
+    """fp32 -> uint32 >= 1 in the same order, -0.0 equal to 0.0, NaN beyond infinity by its sign."""
+    bits = value.to(tl.uint32, bitcast=True)
+    bits = tl.where(bits == 0x80000000, 0, bits)
+    bits ^= tl.where(bits < 0x80000000, 0x80000000, 0xFFFFFFFF).to(tl.uint32)
+    return tl.maximum(bits, 1)  # of two NaNs
+
+
+@triton.jit
+def _kth_largest(key, num_valid, k):
+    """key [rows, n] uint32, 0 where invalid -> [rows] the largest t with k keys >= t; 1 if none.
+
+    It stops early where exactly k keys are that large: then any such t separates the same keys.
+    """
+    threshold = tl.zeros_like(num_valid).to(tl.uint32)
+    at_least = num_valid
+    bit = tl.where(tl.max(at_least) > k, 31, -1)
+    while bit >= 0:
+        pivot = threshold | (tl.full((1,), 1, tl.uint32) << bit.to(tl.uint32))
+        count = tl.sum((key >= pivot[:, None]).to(tl.int32), 1)
+        enough = count >= k
+        threshold = tl.where(enough, pivot, threshold)
+        at_least = tl.where(enough, count, at_least)
+        bit = tl.where(tl.max(at_least) > k, bit - 1, -1)
+    return tl.maximum(threshold, 1)
+
+
+@triton.jit(do_not_specialize=["num_rows", "max_blocks"])
+def _find_slots(
+    topk_indices,
+    block_table,
+    request_ids,
+    slots,
+    num_rows,
+    k,
+    max_blocks,
+    stride_im,
+    stride_in,
+    stride_tb,
+    stride_tn,
+    stride_sm,
+    stride_sn,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    row = (tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS))[:, None]
+    column = (tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS))[None, :]
+    inside = (row < num_rows) & (column < k)
+    index = tl.load(topk_indices + row * stride_im + column * stride_in, mask=inside, other=-1)
+    selected = (index >= 0) & (index // BLOCK_SIZE < max_blocks)
+    request = tl.load(request_ids + row, mask=row < num_rows, other=0).to(tl.int64)
+    entry = block_table + request * stride_tb + (index // BLOCK_SIZE).to(tl.int64) * stride_tn
+    block = tl.load(entry, mask=selected, other=-1).to(tl.int64)
+    slot = tl.where(block >= 0, block * BLOCK_SIZE + index % BLOCK_SIZE, -1)
+    tl.store(slots + row * stride_sm + column * stride_sn, slot, mask=inside)

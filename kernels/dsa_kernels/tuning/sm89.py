@@ -1,0 +1,41 @@
+"""sm89: RTX 4090, L4, L40S.
+
+Not measured. Chosen by registers, spills and shared memory of the compiled kernels, as
+docs/compile_matrix.md lists them.
+"""
+
+from __future__ import annotations
+
+from dsa_kernels.launch import LaunchConfig as Config
+
+INDEXER_LOGITS = {
+    ("prefill", 8): Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 128}, 4, 3),
+    ("prefill", 16): Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 128}, 4, 3),
+    ("prefill", 32): Config({"BLOCK_KEYS": 32, "BLOCK_COLUMNS": 64}, 8, 1),
+    ("paged", 8): Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 128}, 4, 3),
+    ("paged", 16): Config({"BLOCK_KEYS": 128, "BLOCK_COLUMNS": 128}, 8, 3),
+    ("paged", 32): Config({"BLOCK_KEYS": 32, "BLOCK_COLUMNS": 64}, 8, 2),
+}
+
+TOPK_SELECT = {
+    "select": Config({"BLOCK": 16384}, 16, 1),
+    "slots": Config({"BLOCK": 2048}, 4, 1),
+}
+
+# BLOCK_H heads of one row, BLOCK_K latents a step.
+SPARSE_MLA = {
+    ("float", 16): Config({"BLOCK_H": 16, "BLOCK_K": 32}, 8, 3),
+    ("float", 32): Config({"BLOCK_H": 32, "BLOCK_K": 32}, 8, 2),
+    ("float", 64): Config({"BLOCK_H": 32, "BLOCK_K": 32}, 8, 2),
+    ("fp8", 16): Config({"BLOCK_H": 16, "BLOCK_K": 32}, 8, 3),
+    ("fp8", 32): Config({"BLOCK_H": 32, "BLOCK_K": 32}, 8, 3),
+    ("fp8", 64): Config({"BLOCK_H": 32, "BLOCK_K": 32}, 8, 3),
+    "float32": Config({"BLOCK_H": 16, "BLOCK_K": 16}, 8, 2),
+    "merge": Config({"BLOCK_D": 128}, 4, 1),
+}
+
+CACHE_WRITE = {
+    "latent": Config({}, 4, 1),
+    "index": Config({"BLOCK_TOKENS": 16}, 4, 1),
+    "query": Config({"BLOCK_ROWS": 64}, 8, 1),
+}

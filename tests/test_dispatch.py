@@ -1,0 +1,135 @@
+"""Which device gets which implementation, and what a chip is said to be able to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from dsa_kernels import dispatch
+from dsa_kernels.arch import ARCHS, INTERPRETED, arch_of
+from dsa_plugin.env import Kernels
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    """Both answers are cached for the life of a process."""
+    dispatch.use_triton.cache_clear()
+    arch_of.cache_clear()
+    yield
+    dispatch.use_triton.cache_clear()
+    arch_of.cache_clear()
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """cuda:0 has the compute capability, or is the gfx chip, of the test's parameter."""
+    chip: Any = request.param
+    fake = SimpleNamespace(name="a GPU", multi_processor_count=7)
+    if isinstance(chip, str):
+        fake.gcnArchName = chip
+        monkeypatch.setattr(torch.version, "hip", "7.2")
+    else:
+        fake.major, fake.minor = chip
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: fake)
+
+
+def choose(monkeypatch: pytest.MonkeyPatch, device: torch.device, **environ: str) -> bool:
+    for name in ("DSA_KERNELS", "TRITON_INTERPRET"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    return dispatch.use_triton(device)
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, False),
+        ({"DSA_KERNELS": "auto"}, False),
+        ({"DSA_KERNELS": "torch"}, False),
+        ({"TRITON_INTERPRET": "1"}, True),
+        ({"TRITON_INTERPRET": "1", "DSA_KERNELS": "triton"}, True),
+        ({"TRITON_INTERPRET": "1", "DSA_KERNELS": "torch"}, False),
+    ],
+)
+def test_cpu(monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], expected: bool) -> None:
+    assert choose(monkeypatch, CPU, **environ) is expected
+
+
+@pytest.mark.parametrize("gpu", [(9, 0)], indirect=True)
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(("mode", "expected"), [("auto", True), ("triton", True), ("torch", False)])
+def test_gpu(monkeypatch: pytest.MonkeyPatch, mode: str, expected: bool) -> None:
+    assert choose(monkeypatch, GPU, DSA_KERNELS=mode) is expected
+
+
+@pytest.mark.parametrize("gpu", [(7, 5)], indirect=True)
+@pytest.mark.usefixtures("gpu")
+def test_gpu_without_kernels(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert choose(monkeypatch, GPU) is False
+    assert "no Triton kernel for a GPU (sm75)" in caplog.text
+    dispatch.use_triton.cache_clear()
+    with pytest.raises(ValueError, match=r"=triton: no Triton kernel.*DSA_KERNELS=torch"):
+        choose(monkeypatch, GPU, DSA_KERNELS="triton")
+
+
+def test_triton_on_a_cpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"device cpu.*TRITON_INTERPRET=1"):
+        choose(monkeypatch, CPU, DSA_KERNELS="triton")
+
+
+def test_triton_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "find_spec", lambda _name: None)
+    with pytest.raises(ValueError, match="triton is not installed"):
+        choose(monkeypatch, CPU, DSA_KERNELS="triton", TRITON_INTERPRET="1")
+
+
+def test_unknown_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="DSA_KERNELS='cuda'; allowed: auto, triton, torch"):
+        choose(monkeypatch, CPU, DSA_KERNELS="cuda")
+
+
+def test_the_plugin_allows_the_same_modes() -> None:
+    assert get_args(Kernels) == dispatch.MODES
+
+
+@pytest.mark.parametrize(
+    ("gpu", "name"),
+    [
+        ((8, 0), "sm80"),
+        ((8, 7), "sm86"),
+        ((8, 9), "sm89"),
+        ((9, 0), "sm90"),
+        ((10, 3), "sm100"),
+        ((12, 1), "sm120"),
+        ("gfx942:sramecc+:xnack-", "gfx942"),
+        ("gfx950", "gfx950"),
+    ],
+    indirect=["gpu"],
+)
+@pytest.mark.usefixtures("gpu")
+def test_arch(name: str) -> None:
+    arch = arch_of(GPU)
+    assert arch.name == name
+    assert arch.num_sms == 7
+    assert arch.smem_bytes == ARCHS[name].smem_bytes
+
+
+@pytest.mark.parametrize("gpu", [(7, 5), (11, 0), (13, 0), "gfx90a", "gfx1100"], indirect=True)
+@pytest.mark.usefixtures("gpu")
+def test_unknown_chips_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"(sm75|sm110|sm130|gfx90a|gfx1100)\).*sm80, sm86"):
+        arch_of(GPU)
+
+
+def test_the_interpreter_stands_for_a_stated_chip(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert arch_of(CPU) is INTERPRETED
