@@ -164,7 +164,7 @@ def version(package: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Kernels against the roofline and other libraries.")
+    parser = argparse.ArgumentParser(description="Ops against the roofline and their peers.")
     parser.add_argument("--op", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--peers", type=Path, help="unzipped vLLM 0.26.0 CUDA wheel")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
