@@ -67,15 +67,15 @@ def seconds(runs: list[Run], scale: Scale) -> float:
     for run in runs:
         run()
     if scale.device.type != "cuda":
-        start = time.perf_counter()
+        began = time.perf_counter()
         for run in runs:
             run()
-        return (time.perf_counter() - start) / len(runs)
+        return (time.perf_counter() - began) / len(runs)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for run in runs:
             run()
-    times = []
+    times: list[float] = []
     for _ in range(REPEATS):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -164,7 +164,7 @@ def version(package: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="Ops against the roofline and their peers.")
     parser.add_argument("--op", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--peers", type=Path, help="unzipped vLLM 0.26.0 CUDA wheel")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)

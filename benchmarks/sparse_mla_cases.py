@@ -90,9 +90,11 @@ def _flash_mla(
             is_fp8_kvcache=True,
             indices=slots[:, None],
         )
-        return out[:, 0]
-    latents = cache.view(-1, 1, LATENT_DIM)
-    return library.flash_mla_sparse_fwd(q, latents, slots[:, None], SOFTMAX_SCALE)[0]
+        result: Tensor = out[:, 0]
+    else:
+        latents = cache.view(-1, 1, LATENT_DIM)
+        result = library.flash_mla_sparse_fwd(q, latents, slots[:, None], SOFTMAX_SCALE)[0]
+    return result
 
 
 def _cache(blocks: int, dtype: torch.dtype, scale: Scale) -> Tensor:

@@ -211,7 +211,7 @@ def compile_one(item: tuple[str, str, str]) -> Compiled | str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="Compile every kernel for every chip.")
     parser.add_argument(
         "--check", action="store_true", help="compare with the table, write nothing"
     )

@@ -19,12 +19,11 @@ from dsa_kernels.indexer_logits import (
     indexer_logits_paged,
     reference,
 )
-from dsa_kernels.layout import index_fp8_views
 from dsa_kernels.testing import error, make_block_table, make_index_cache, make_slots
+from dsa_testbed.index_keys import FP8, assert_within, fill, inputs, mask, truth
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
-FP8 = torch.float8_e4m3fn
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, FP8]
 LENGTHS = [1, 63, 64, 65, 127, 128, 129, 200]
 
@@ -37,13 +36,6 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-def truth(q: Tensor, weights: Tensor, k: Tensor, k_scale: Tensor | None = None) -> Tensor:
-    """sum_h relu(q . k) w, all [M, heads, N] at once, in fp64."""
-    scores = torch.einsum("mhd,nd->mhn", q.double(), k.double()).relu()
-    logits = torch.einsum("mhn,mh->mn", scores, weights.double())
-    return logits if k_scale is None else logits * k_scale.double()
-
-
 def bound(q: Tensor, weights: Tensor, k: Tensor, k_scale: Tensor | None = None) -> Tensor:
     """What rounding may do: fp32 sums, and bf16 dot products where the inputs are bf16 or fp8."""
     size = truth(q.double().abs(), weights.abs(), k.double().abs(), k_scale)
@@ -51,25 +43,6 @@ def bound(q: Tensor, weights: Tensor, k: Tensor, k_scale: Tensor | None = None) 
     if q.dtype in (torch.bfloat16, FP8):
         limit += 2.0**-8 * truth(q, weights.abs(), k, k_scale)
     return limit
-
-
-def mask(logits: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    column = torch.arange(logits.shape[1])
-    outside = (column < start[:, None]) | (column >= end[:, None])
-    return logits.masked_fill(outside, -torch.inf)
-
-
-def assert_within(result: Tensor, expected: Tensor, limit: Tensor) -> None:
-    inside = expected.isfinite()
-    assert torch.equal(result[~inside].double(), expected[~inside])
-    excess = ((result.double() - expected).abs() - limit)[inside]
-    assert not (excess > 0).any(), f"bound exceeded by up to {excess.max()}"
-    assert not result.isnan().any()
-
-
-def inputs(rows: int, heads: int, keys: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    q, k = torch.randn(rows, heads, 128).to(dtype), torch.randn(keys, 128).to(dtype)
-    return q, torch.randn(rows, heads), k
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -169,16 +142,6 @@ def test_bf16_dot_products_cost_little_accuracy(correlated: bool) -> None:
     small = (q.float() / 4).to(FP8), (k.float() / 4).to(FP8)
     fp8 = truth(small[0], weights, small[1]) * 16
     assert error(ours, exact).rms < error(fp8, exact).rms / 10
-
-
-def fill(cache: Tensor, slots: Tensor, k: Tensor, k_scale: Tensor | None) -> None:
-    block, offset = slots // cache.shape[1], slots % cache.shape[1]
-    if k_scale is None:
-        cache[block, offset] = k
-        return
-    keys, scales = index_fp8_views(cache)
-    keys.view(torch.uint8)[block, offset] = k.view(torch.uint8)
-    scales[block, offset] = k_scale
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dsa_kernels.arch import ARCHS, Arch, arch_of
+from dsa_kernels.arch import ARCHS, arch_of
 from dsa_kernels.dispatch import use_triton
-from dsa_kernels.launch import Launch
 from dsa_kernels.sparse_mla import sparse_mla
 from dsa_kernels.testing import error, make_block_table, make_latent_cache, make_slots
+from dsa_testbed.interpreted import kernels_run, stand_for  # noqa: F401 (a fixture)
 from dsa_testbed.latents import (
     SCALE,
     eager,
@@ -27,29 +27,12 @@ from dsa_testbed.latents import (
     truth,
 )
 
-pytestmark = [pytest.mark.triton, pytest.mark.usefixtures("poisoned_empty")]
+pytestmark = [pytest.mark.triton, pytest.mark.usefixtures("poisoned_empty", "kernels_run")]
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 HOSTILE = [-(2**63), -(2**31), -1, 2**31 - 1, 2**31, 2**63 - 1]
 # fp32 sums of 576 products and of the selection, each in another order than the reference's.
 FP32_RMS = 1e-6
-LSE = {"atol": 2e-5, "rtol": 2e-6}
-
-
-@pytest.fixture(autouse=True)
-def kernels_run(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Names of the kernels that the test launched; a test that launches none tests nothing."""
-    assert use_triton(torch.device("cpu"))
-    names: list[str] = []
-    run = Launch.run
-
-    def recorded(launch: Launch) -> None:
-        names.append(launch.kernel.__name__)
-        run(launch)
-
-    monkeypatch.setattr(Launch, "run", recorded)
-    yield names
-    assert names
 
 
 @pytest.fixture
@@ -57,10 +40,7 @@ def chip(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A function that makes the interpreter stand for another chip."""
     from dsa_kernels.sparse_mla import kernel
 
-    def choose(arch: Arch) -> None:
-        monkeypatch.setattr(kernel, "arch_of", lambda _device: arch)
-
-    return choose
+    return partial(stand_for, monkeypatch, kernel)
 
 
 def check(out: Tensor, lse: Tensor, q: Tensor, values: Tensor, slots: Tensor) -> None:
@@ -70,7 +50,7 @@ def check(out: Tensor, lse: Tensor, q: Tensor, values: Tensor, slots: Tensor) ->
     if q.dtype != torch.float32:
         limit = 0.9 * error(eager(q, values.to(q.dtype), slots), expected).rms
     assert error(out, expected).rms <= limit
-    torch.testing.assert_close(lse.double(), expected_lse, **LSE)
+    torch.testing.assert_close(lse.double(), expected_lse, atol=2e-5, rtol=2e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -88,7 +68,12 @@ def test_heads(dtype: torch.dtype, heads: int) -> None:
 
 @pytest.mark.parametrize("k", [1, 15, 16, 31, 32, 33, 63, 64, 65, 127])
 @pytest.mark.parametrize("split", [False, True])
-def test_edges_of_blocks(k: int, split: bool, chip: Any, kernels_run: list[str]) -> None:
+def test_edges_of_blocks(
+    k: int,
+    split: bool,
+    chip: Any,
+    kernels_run: list[str],  # noqa: F811 (the fixture)
+) -> None:
     """Selections around each block size, whole and in as many parts as there are blocks."""
     chip(replace(ARCHS["sm80"], num_sms=64 if split else 1))
     used = torch.randperm(9 * 16)[:130]
@@ -143,7 +128,7 @@ def test_rows_of_many_requests() -> None:
     out, lse = sparse_mla(q, cache, slots, SCALE, topk_length=torch.tensor(context))
     expected, expected_lse = truth(q, values, slots)
     assert error(out, expected).rms < FP32_RMS
-    torch.testing.assert_close(lse.double(), expected_lse, **LSE)
+    torch.testing.assert_close(lse.double(), expected_lse, atol=2e-5, rtol=2e-6)
 
 
 def test_offsets_beyond_int32() -> None:

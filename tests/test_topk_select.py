@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dsa_kernels.testing import make_block_table
 from dsa_kernels.topk_select import api, cpu, reference, topk_select, topk_slots
+from dsa_testbed.topk import expected_rows
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
@@ -23,17 +24,6 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api, "cpu", request.param)
         yield
-
-
-def expected_rows(logits: Tensor, k: int, start: Tensor | None, end: Tensor) -> Tensor:
-    starts = [0] * len(logits) if start is None else start.tolist()
-    rows = []
-    for scores, first, last in zip(logits.tolist(), starts, end.tolist(), strict=True):
-        columns = range(max(first, 0), min(last, logits.shape[1]))
-        best = sorted(columns, key=lambda column: (-scores[column], column))[:k]
-        chosen = sorted(column - first for column in best)
-        rows.append(chosen + [-1] * (k - len(chosen)))
-    return torch.tensor(rows, dtype=torch.int32).view(len(rows), k)
 
 
 def int32(values: list[int] | list[list[int]] | Tensor) -> Tensor:
@@ -106,6 +96,12 @@ def test_nan_scores_stay_in_range_and_unique() -> None:
     result = topk_select(logits, 10, None, int32([20] * 4))
     assert ((result >= 0) & (result < 20)).all()
     assert (result.diff(dim=1) > 0).all()
+
+
+def test_the_least_nan_is_the_last_choice() -> None:
+    logits = torch.tensor([[-1, -1, 0, -1]], dtype=torch.int32).view(torch.float32)
+    for k, expected in ((1, [2]), (2, [0, 2]), (4, [0, 1, 2, 3])):
+        assert topk_select(logits, k, None, int32([4])).tolist() == [expected]
 
 
 def test_a_row_does_not_depend_on_its_batch() -> None:

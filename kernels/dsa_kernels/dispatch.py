@@ -16,7 +16,6 @@ _logger = logging.getLogger(__name__)
 MODES = ("auto", "triton", "torch")
 
 
-@torch.compiler.assume_constant_result
 @cache
 def use_triton(device: torch.device) -> bool:
     """Whether ops run their Triton kernel on a device, or else the eager reference.
@@ -43,3 +42,6 @@ def use_triton(device: torch.device) -> bool:
         _logger.warning("%s; running the slow eager reference", refusal)
         return False
     return True
+
+
+torch.compiler.assume_constant_result(use_triton)  # torch.compile asks while it traces

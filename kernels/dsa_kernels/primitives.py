@@ -1,5 +1,8 @@
 """Device functions that two or more kernels use."""
 
+# Triton's annotations describe calls within the compiler, not those in a kernel's source.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import triton
@@ -57,3 +60,31 @@ def e4m3_to_fp16(code):
     bits = (code.to(tl.int8, bitcast=True).to(tl.int16) << 7) & -0x4001
     bits = tl.where((code & 0x7F) == 0x7F, 0x7E00, bits).to(tl.int16)
     return bits.to(tl.float16, bitcast=True)
+
+
+@triton.jit
+def quantise_e4m3(x, FLOOR: tl.constexpr):
+    """x [rows, n] fp32 -> e4m3 codes [rows, n] uint8, and each row's power-of-two scale [rows].
+
+    The scale is the least 2^e >= amax / 448, at least 2^(FLOOR - 127). By integers: 448 is
+    1.75 * 2^8, so e is amax's own exponent less 8, and one more where its fraction passes 0.75.
+    """
+    amax = tl.max(tl.abs(x), 1).to(tl.uint32, bitcast=True)
+    exponent = tl.maximum(((amax + 0x1FFFFF) >> 23).to(tl.int32) - 8, FLOOR)
+    scale = (exponent << 23).to(tl.float32, bitcast=True)
+    inverse = ((254 - exponent) << 23).to(tl.float32, bitcast=True)
+    return encode_e4m3(x * inverse[:, None]), scale
+
+
+@triton.jit
+def encode_e4m3(x):
+    """fp32 -> codes of float8_e4m3fn, to the nearest, of two the even, at most 448; NaN is kept."""
+    bits = x.to(tl.uint32, bitcast=True)
+    magnitude = bits & 0x7FFFFFFF
+    # Drop 20 of 23 fraction bits; the carry may reach the exponent, whose bias is 120 less.
+    normal = ((magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20) - (120 << 3)
+    # Below 2^-6 codes count steps of 2^-9, which is the last bit of an fp32 near 2^14.
+    subnormal = (tl.abs(x) + 16384.0).to(tl.uint32, bitcast=True) - (141 << 23)
+    code = tl.minimum(tl.where(magnitude < 121 << 23, subnormal, normal), 0x7E)
+    code = tl.where(magnitude >= 0x7F800000, 0x7F, code)
+    return (code | (bits >> 31 << 7)).to(tl.uint8)

@@ -4,6 +4,10 @@ Values are rounded to the input's dtype after each step, as the reference does. 
 integer arithmetic, the same on every chip: half of them have no such conversion.
 """
 
+# Triton's annotations describe calls within the compiler, not those in a kernel's source.
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import math
@@ -28,7 +32,7 @@ from dsa_kernels.layout import (
     LATENT_SCALES,
     ROPE_DIM,
 )
-from dsa_kernels.primitives import dot, round_to
+from dsa_kernels.primitives import dot, quantise_e4m3, round_to
 from dsa_kernels.registration import register
 
 # fp32's exponent field of the smallest scales: of the scale itself in the latent cache, of
@@ -308,7 +312,7 @@ def _write_latent(
     rope = round_to(_rope(rope, partner, dim_pe, row, stride_cd, True), DTYPE).to(tl.float32)
 
     if FP8:
-        code, scale = _quantise(nope, _LATENT_FLOOR)
+        code, scale = quantise_e4m3(nope, _LATENT_FLOOR)
         tl.store(entry + dim, code)
         scales = (entry + _RANK).to(tl.pointer_type(tl.float32))
         tl.store(scales + tl.arange(0, _GROUPS), scale)
@@ -370,7 +374,7 @@ def _write_index_keys(
         key = round_to(_hadamard(key, DTYPE), DTYPE).to(tl.float32)
 
     if FP8:
-        code, scale = _quantise(key, _INDEX_FLOOR)
+        code, scale = quantise_e4m3(key, _INDEX_FLOOR)
         address = page[:, None] + offset[:, None] * _HEAD_DIM + dim[None, :]
         tl.store(address, code, mask=stored[:, None])
         scales = (page + BLOCK_SIZE * _HEAD_DIM).to(tl.pointer_type(tl.float32))
@@ -423,11 +427,12 @@ def _rotate_rows(
         value = round_to(_hadamard(value, DTYPE), DTYPE).to(tl.float32)
 
     address = out + row[:, None] * WIDTH + dim[None, :]
+    weight = tl.full((BLOCK_ROWS,), factor, tl.float32)
     if weights is not None:
-        weight = weights + token * stride_wm + head * stride_wh
-        weight = tl.load(weight, mask=is_row, other=0.0).to(tl.float32) * factor
+        source = weights + token * stride_wm + head * stride_wh
+        weight *= tl.load(source, mask=is_row, other=0.0).to(tl.float32)
     if FP8:
-        code, scale = _quantise(value, _INDEX_FLOOR)
+        code, scale = quantise_e4m3(value, _INDEX_FLOOR)
         tl.store(address, code, mask=mask)
         weight *= scale
     else:
@@ -485,31 +490,3 @@ def _hadamard(x, DTYPE: tl.constexpr):
     else:
         product = dot(round_to(x, DTYPE), sign.to(DTYPE))
     return product * _HEAD_DIM**-0.5
-
-
-@triton.jit
-def _quantise(x, FLOOR: tl.constexpr):
-    """x [rows, n] fp32 -> e4m3 codes [rows, n] uint8, and each row's power-of-two scale [rows].
-
-    The scale is the least 2^e >= amax / 448, at least 2^(FLOOR - 127). By integers: 448 is
-    1.75 * 2^8, so e is amax's own exponent less 8, and one more where its fraction passes 0.75.
-    """
-    amax = tl.max(tl.abs(x), 1).to(tl.uint32, bitcast=True)
-    exponent = tl.maximum(((amax + 0x1FFFFF) >> 23).to(tl.int32) - 8, FLOOR)
-    scale = (exponent << 23).to(tl.float32, bitcast=True)
-    inverse = ((254 - exponent) << 23).to(tl.float32, bitcast=True)
-    return _encode_e4m3(x * inverse[:, None]), scale
-
-
-@triton.jit
-def _encode_e4m3(x):
-    """fp32 -> codes of float8_e4m3fn, to the nearest, of two the even, at most 448; NaN is kept."""
-    bits = x.to(tl.uint32, bitcast=True)
-    magnitude = bits & 0x7FFFFFFF
-    # Drop 20 of 23 fraction bits; the carry may reach the exponent, whose bias is 120 less.
-    normal = ((magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20) - (120 << 3)
-    # Below 2^-6 codes count steps of 2^-9, which is the last bit of an fp32 near 2^14.
-    subnormal = (tl.abs(x) + 16384.0).to(tl.uint32, bitcast=True) - (141 << 23)
-    code = tl.minimum(tl.where(magnitude < 121 << 23, subnormal, normal), 0x7E)
-    code = tl.where(magnitude >= 0x7F800000, 0x7F, code)
-    return (code | (bits >> 31 << 7)).to(tl.uint8)

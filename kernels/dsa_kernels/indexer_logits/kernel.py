@@ -5,6 +5,10 @@ Keys are the rows of the matrix product and heads its columns: the sum over head
 threads, and of each row's scores only the sum leaves the registers.
 """
 
+# Triton's annotations describe calls within the compiler, not those in a kernel's source.
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportCallIssue=false
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -190,7 +194,7 @@ def _config(phase: str, q: Tensor, rows: int, arch: Arch) -> LaunchConfig:
 
 
 def _block_heads(q: Tensor) -> int:
-    return triton.next_power_of_2(q.shape[1])
+    return int(triton.next_power_of_2(q.shape[1]))
 
 
 def _rows_a_program(config: LaunchConfig) -> int:

@@ -6,6 +6,10 @@ is larger, and of what is equal the first, in their order. Where a row is longer
 pieces' winners, k of each, are the next round's row. The scores' distribution does not matter.
 """
 
+# Triton's annotations describe calls within the compiler, not those in a kernel's source.
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportCallIssue=false
+
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -46,6 +46,8 @@ def _keys(logits: Tensor, column: Tensor, start: Tensor | None, end: Tensor) -> 
     # flipped.
     bits = (logits.float() + 0.0).view(torch.int32)
     bits ^= (bits >> 31) & _LAST
+    # Room below the least for -column; only a NaN is that small.
+    bits.clamp_(min=-_LAST)
     key = scratch("keys", tuple(logits.shape), torch.int64, logits.device)
     key.copy_(bits).bitwise_left_shift_(32).sub_(column)
     outside = column >= end

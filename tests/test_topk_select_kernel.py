@@ -1,0 +1,191 @@
+"""topk_select's Triton kernels, interpreted on a CPU, against sorts: equal, entry by entry."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dsa_kernels.arch import ARCHS, Arch
+from dsa_kernels.launch import LaunchConfig
+from dsa_kernels.testing import make_block_table
+from dsa_kernels.topk_select import reference, topk_select, topk_slots
+from dsa_testbed.interpreted import kernels_run  # noqa: F401 (a fixture)
+from dsa_testbed.topk import expected_rows
+
+pytestmark = [pytest.mark.triton, pytest.mark.usefixtures("poisoned_empty", "kernels_run")]
+
+
+def int32(values: list[int] | list[list[int]] | Tensor) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.int32)
+
+
+def pieces_of(patch: pytest.MonkeyPatch, block: int) -> None:
+    """Programs that hold `block` keys: short rows then take several rounds."""
+    from dsa_kernels.topk_select import kernel
+
+    def config(_op: str, _arch: Arch, _key: str) -> LaunchConfig:
+        return LaunchConfig({"BLOCK": block}, 4, 1)
+
+    patch.setattr(kernel, "launch_config", config)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_ties_and_ranges(data: st.DataObject) -> None:
+    """Few distinct scores, so that nearly every choice is a tie; one round, or up to five."""
+    rows, columns = data.draw(st.integers(0, 4)), data.draw(st.integers(1, 130))
+    block = data.draw(st.sampled_from([16, 64, 256]))
+    k = data.draw(st.integers(1, block // 2))
+    score = st.sampled_from([-3.0, -1.0, -0.0, 0.0, 1.0, 1e-45, -1e-45, -torch.inf, torch.inf])
+    few = torch.tensor(data.draw(st.lists(score, min_size=1, max_size=7)))
+    logits = few[torch.randint(0, len(few), (rows, columns))]
+    bounds = st.lists(st.integers(-3, columns + 3), min_size=rows, max_size=rows)
+    start = int32(data.draw(bounds)) if data.draw(st.booleans()) else None
+    end = int32(data.draw(bounds))
+    with pytest.MonkeyPatch.context() as patch:
+        pieces_of(patch, block)
+        result = topk_select(logits, k, start, end)
+    assert torch.equal(result, expected_rows(logits, k, start, end))
+
+
+@pytest.mark.parametrize("kind", ["random", "integers", "equal", "negative", "steps"])
+@pytest.mark.parametrize(("columns", "k"), [(2049, 2048), (4103, 2048), (40000, 2048)])
+def test_real_sizes(kind: str, columns: int, k: int) -> None:
+    logits = {
+        "random": torch.randn(4, columns),
+        "integers": torch.randint(-5, 6, (4, columns)).float(),
+        "equal": torch.full((4, columns), -7.5),
+        "negative": -torch.rand(4, columns) - 1e3,
+        "steps": (torch.arange(columns).flip(0) // 100).float().repeat(4, 1),
+    }[kind]
+    start, end = int32([0, 1, columns // 2, 5]), int32([columns - 1, columns, columns, 5])
+    result = topk_select(logits, k, start, end)
+    assert torch.equal(result, expected_rows(logits, k, start, end))
+
+
+def test_a_million_columns(kernels_run: list[str]) -> None:  # noqa: F811
+    logits = torch.randint(-9000, 9000, (1, 1 << 20)).float()
+    best = logits[0].sort(descending=True, stable=True).indices[:2048]
+    result = topk_select(logits, 2048, None, int32([1 << 20]))
+    assert torch.equal(result[0].long(), best.sort().values)
+    assert kernels_run == ["_select"] * 3
+
+
+@pytest.mark.parametrize("k", [1, 64, 2048])
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 127, 128, 129])
+def test_short_contexts(length: int, k: int) -> None:
+    logits = torch.randn(3, length)
+    end = int32([length, length - 1, 0])
+    result = topk_select(logits, k, None, end)
+    assert torch.equal(result, expected_rows(logits, k, None, end))
+
+
+def test_more_rows_than_a_grid_axis_has() -> None:
+    logits = torch.randint(0, 3, (66_001, 5)).float()
+    end = torch.randint(0, 6, (66_001,))
+    result = topk_select(logits, 3, None, end)
+    assert torch.equal(result, expected_rows(logits, 3, None, end))
+
+
+def test_outside_the_range_is_not_looked_at() -> None:
+    logits = torch.full((3, 100), torch.nan)
+    logits[:, 60:] = torch.inf
+    logits[:, 10:50] = torch.randn(3, 40)
+    start, end = int32([10] * 3), int32([50] * 3)
+    for k in (5, 40, 60):
+        result = topk_select(logits, k, start, end)
+        assert torch.equal(result, expected_rows(logits, k, start, end))
+
+
+@pytest.mark.parametrize("block", [16, 64, 1024])
+def test_nan_counts_as_in_the_reference(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces_of(monkeypatch, block)
+    logits = torch.randn(5, 50)
+    logits[1, 7:30], logits[2], logits[3, ::2] = torch.nan, torch.nan, -torch.nan
+    logits[4].view(torch.int32)[:] = -1  # the NaN that is the least of all bit patterns
+    end = int32([50, 20, 50, 50, 50])
+    for k in (1, 8):
+        result = topk_select(logits, k, None, end)
+        assert torch.equal(result, reference.topk_select(logits, k, None, end))
+
+
+@pytest.mark.parametrize("columns", [700, 300])
+def test_a_row_does_not_depend_on_its_batch(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces_of(monkeypatch, 512)
+    logits = torch.randint(0, 50, (9, columns)).float()
+    end = int32(torch.randint(0, columns + 1, (9,)))
+    result = topk_select(logits, 64, None, end)
+    alone = [topk_select(logits[row : row + 1], 64, None, end[row : row + 1]) for row in range(9)]
+    assert torch.equal(result, torch.cat(alone))
+
+
+def test_strided_inputs_and_out() -> None:
+    logits, end = torch.randn(300, 12).T[:, 50:250], int32(torch.randint(0, 201, (12,)))
+    wide = torch.full((12, 60), 99, dtype=torch.int32)
+    result = topk_select(logits, 40, None, end, out=wide[:, 10:50])
+    assert torch.equal(wide[:, 10:50], expected_rows(logits, 40, None, end))
+    assert result.data_ptr() == wide[:, 10:50].data_ptr()
+    assert wide[:, :10].eq(99).all()
+    assert wide[:, 50:].eq(99).all()
+
+
+def test_no_columns() -> None:
+    result = topk_select(torch.randn(3, 0), 4, None, int32([0] * 3))
+    assert torch.equal(result, torch.full((3, 4), -1, dtype=torch.int32))
+
+
+def test_a_k_without_room(kernels_run: list[str]) -> None:  # noqa: F811
+    kernels_run.append("none: refused")
+    with pytest.raises(ValueError, match=r"k: 8193; of rows longer than 16384.*sm80.*at most 8192"):
+        topk_select(torch.randn(1, 16385), 8193, None, int32([9]))
+
+
+@pytest.mark.parametrize("name", ARCHS)
+def test_counts_fit_their_half_of_an_int32(name: str, kernels_run: list[str]) -> None:  # noqa: F811
+    from dsa_kernels.launch import launch_config
+
+    kernels_run.append("none: a table")
+    assert launch_config("topk_select", ARCHS[name], "select").blocks["BLOCK"] <= 1 << 14
+
+
+@pytest.mark.parametrize("block_size", [1, 16, 48])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_slots(block_size: int, dtype: torch.dtype) -> None:
+    lengths = [1, 63, 64, 65, 127, 700]
+    table = make_block_table(lengths, block_size, 2000, shared=1).to(dtype)
+    requests = torch.randint(0, 6, (50,))
+    indices = torch.stack([torch.randint(-1, lengths[request], (33,)) for request in requests])
+    slots = topk_slots(indices.to(dtype), table, requests.to(dtype), block_size)
+    block = table[requests[:, None], indices.clamp(min=0) // block_size].long()
+    expected = (block * block_size + indices % block_size).masked_fill(indices < 0, -1)
+    assert torch.equal(slots, expected)
+
+
+def test_slots_of_hostile_indices() -> None:
+    table = torch.tensor([[3, 1, 9], [5, -1, 9]], dtype=torch.int32)[:, :2]  # not contiguous
+    indices = int32([[0, 7, 8, 15, 16, -1, -(2**31), 2**31 - 1]])
+    slots = topk_slots(indices.repeat(2, 1), table, int32([0, 1]), 8)
+    assert slots.tolist() == [[24, 31, 8, 15, -1, -1, -1, -1], [40, 47, -1, -1, -1, -1, -1, -1]]
+
+
+def test_slots_of_many_and_wide_rows() -> None:
+    table = torch.randperm(30).view(3, 10).int()
+    for rows, k in ((70_001, 3), (2, 5000)):
+        indices, requests = int32(torch.randint(-1, 640, (rows, k))), torch.randint(0, 3, (rows,))
+        slots = topk_slots(indices, table, requests, 64)
+        expected = table[requests[:, None], indices.clamp(min=0) // 64].long() * 64 + indices % 64
+        assert torch.equal(slots, expected.masked_fill(indices < 0, -1))
+
+
+def test_torch_compile_sees_one_opaque_op() -> None:
+    logits, end = torch.randn(2, 30), int32([30, 7])
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def select(logits: Tensor, out: Tensor) -> None:
+        topk_select(logits + 0, 5, None, end, out=out)
+
+    select(logits, out := torch.zeros(2, 5, dtype=torch.int32))
+    assert torch.equal(out, expected_rows(logits, 5, None, end))
