@@ -49,8 +49,7 @@ def forbidden(module: str, imported: str) -> str | None:
         return None
     allowed = {
         "dsa_registry": {"dsa_registry"},
-        "dsa_kernels": {"dsa_kernels", "torch", "triton"}
-        | ({"numpy"} if mine[-1] == "cpu" else set()),
+        "dsa_kernels": {"dsa_kernels", "torch", "triton", "numpy"},
         "dsa_plugin": {"dsa_plugin", "dsa_kernels", "dsa_registry", "torch"},
     }[mine[0]]
     in_host = mine[:2] == ["dsa_plugin", "hosts"]
