@@ -2,7 +2,7 @@
 
     ci/compile PYTHON                     # compile all, write docs/compile_matrix.md
     ci/compile PYTHON --check             # compile all, fail if that table is not the result
-    ci/compile PYTHON --check --sample    # a case of each kernel and chip: what CI runs
+    ci/compile PYTHON --sample            # a case of each kernel and chip, no table: what CI runs
 
 A row is a launch that serving can reach: `compile_cases` of an op's kernel.py. It fails if a kernel
 does not compile, spills registers to memory, or needs more shared memory than its chip has.
