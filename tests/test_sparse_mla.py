@@ -313,7 +313,7 @@ def test_masked_where_it_is_faster() -> None:
         ({"k": torch.zeros(4, 9, 192).half()}, "k: dtype torch.float16"),
     ],
 )
-def test_masked_errors(changes: dict[str, Tensor], message: str) -> None:
+def test_masked_errors(changes: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {
         "q": torch.zeros(3, 4, 192),
         "k": torch.zeros(4, 9, 192),

@@ -111,18 +111,18 @@ def _latents(cache: Tensor, slots: Tensor, dtype: torch.dtype) -> tuple[Tensor, 
 
     fp8 latents are dequantised, each once however many rows selected it.
     """
-    fp8 = cache.dtype == torch.uint8
-    if fp8:
-        slots, index = torch.unique(slots, return_inverse=True)
     rows, block_stride, token_stride = token_rows(cache)
-    block_size = cache.shape[1]
-    if block_stride == block_size * token_stride:
-        slots = slots * token_stride
-    else:
-        slots = slots // block_size * block_stride + slots % block_size * token_stride
-    if not fp8:
-        return rows, slots
-    return _dequantise(_gather(rows, slots), dtype), index
+
+    def row_of(slots: Tensor) -> Tensor:
+        block_size = cache.shape[1]
+        if block_stride == block_size * token_stride:
+            return slots * token_stride
+        return slots // block_size * block_stride + slots % block_size * token_stride
+
+    if cache.dtype != torch.uint8:
+        return rows, row_of(slots)
+    distinct, index = torch.unique(slots, return_inverse=True)
+    return _dequantise(_gather(rows, row_of(distinct)), dtype), index
 
 
 def _gather(rows: Tensor, index: Tensor) -> Tensor:
