@@ -10,6 +10,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import vllm
 from vllm.model_executor.models import deepseek_v2
 from vllm.platforms import current_platform
 from vllm.v1.kv_cache_interface import MLAAttentionSpec
@@ -75,6 +76,21 @@ def leave_cpu_mla_backend(model_config: ModelConfig) -> None:
     """
     if current_platform.is_cpu():
         model_config.model_arch_config.is_deepseek_mla = False
+
+
+def keep_weight_readable(linear: Any) -> None:
+    """Leave a linear layer's weight as it was loaded, for whoever reads it.
+
+    What: sets the flags that 0.30 and 0.31 gave such layers; before, drops what the layer does
+    after loading.
+    Why: layers/linear.py, UnquantizedLinearMethod.process_weights_after_loading, packs a weight on
+    a CPU into a form that cannot be read back, and frees it.
+    Remove all but the first line when 0.30 is no longer supported.
+    """
+    linear._cpu_skip_gemm_dispatch = True
+    linear.skip_weight_relayout = True
+    if current_platform.is_cpu() and vllm.__version_tuple__ < (0, 30):
+        linear.quant_method.process_weights_after_loading = lambda layer: None
 
 
 def cache_spec(block_size: int, head_size: int, dtype: torch.dtype, *, indexer: bool) -> Any:

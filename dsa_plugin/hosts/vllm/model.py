@@ -24,7 +24,7 @@ from dsa_kernels.layout import INDEX_FP8_BYTES, INDEX_HEAD_DIM, LATENT_DIM, LATE
 from dsa_plugin import attention
 from dsa_plugin.hosts.vllm.attention_op import dsa_attention
 from dsa_plugin.hosts.vllm.backend import DSABackend
-from dsa_plugin.hosts.vllm.compat import attention_classes, cache_spec
+from dsa_plugin.hosts.vllm.compat import attention_classes, cache_spec, keep_weight_readable
 from dsa_plugin.hosts.vllm.config_hook import index_cache_is_fp8
 
 
@@ -206,8 +206,7 @@ class DSAAttention(CacheLayer):
         self.topk_indices_buffer: Tensor = mla_modules.topk_indices_buffer
         self.skip_topk = skip_topk
         self.mla: attention.MLAWeights | None = None
-        # On CPUs the host otherwise packs this weight into a form that cannot be read back.
-        self.kv_b_proj._cpu_skip_gemm_dispatch = True
+        keep_weight_readable(self.kv_b_proj)
 
     def process_weights_after_loading(self, act_dtype: torch.dtype) -> attention.MLAWeights:
         """Split kv_b_proj into W_UK and W_UV for the absorbed form."""
