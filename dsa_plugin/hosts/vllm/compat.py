@@ -97,7 +97,10 @@ def cache_spec(block_size: int, head_size: int, dtype: torch.dtype, *, indexer: 
     """An MLAAttentionSpec of either cache.
 
     Since 0.30 the spec has a `cache_role`, and since 0.32 `max_tp_shards` (the index key, like the
-    latent, is not sharded by TP). Remove when 0.28 is no longer supported.
+    latent, is not sharded by TP). Before 0.30 the host takes specs for one that differ in nothing
+    but their sizes, and gives all caches the shape of the first (v1/kv_cache_interface.py, merge):
+    `cache_dtype_str`, which says nothing else there, tells them apart.
+    Remove when 0.28 is no longer supported.
     """
     known = {field.name for field in fields(MLAAttentionSpec)}
     kwargs: dict[str, Any] = {}
@@ -105,6 +108,8 @@ def cache_spec(block_size: int, head_size: int, dtype: torch.dtype, *, indexer: 
         from vllm.v1.kv_cache_interface import SparseCacheRole
 
         kwargs["cache_role"] = SparseCacheRole.INDEXER
+    elif indexer:
+        kwargs["cache_dtype_str"] = "index_key"
     if "max_tp_shards" in known:
         kwargs["max_tp_shards"] = 1
     return MLAAttentionSpec(
