@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from dsa_plugin import __version__
+from dsa_plugin.cli import plan
 
 # Without rich's boxes: errors stay one line that can be searched for, and --help is quick.
 app = typer.Typer(
@@ -48,3 +49,6 @@ def dsa(
     ] = False,
 ) -> None:
     """DeepSeek Sparse Attention for vLLM and SGLang."""
+
+
+app.command()(plan.plan)

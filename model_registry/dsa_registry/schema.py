@@ -76,6 +76,8 @@ class ModelEntry:
     MLA's own RoPE is interleaved in every DSA model. The wrong style degrades long answers without
     an error, and config.json cannot be trusted to say: Hugging Face drops the key on save.
     """
+    mtp_repeats_vocab: bool
+    """Whether checkpoints store embedding and head once more in each MTP layer."""
     checkpoints: tuple[Checkpoint, ...]
 
 

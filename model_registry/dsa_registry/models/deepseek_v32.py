@@ -17,6 +17,7 @@ ENTRY = ModelEntry(
     architectures=("DeepseekV32ForCausalLM",),
     mtp_architectures=("DeepseekV32MTPModel",),
     indexer_rope_interleave=False,
+    mtp_repeats_vocab=True,
     checkpoints=(
         Checkpoint(
             repositories=_REPOSITORIES,

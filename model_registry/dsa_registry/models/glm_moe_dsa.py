@@ -52,5 +52,6 @@ ENTRY = ModelEntry(
     # vLLM's name for both models' MTP layers (config/speculative.py, hf_config_override).
     mtp_architectures=("DeepseekV32MTPModel",),
     indexer_rope_interleave=True,
+    mtp_repeats_vocab=False,
     checkpoints=(_GLM_5, _GLM_5_2),
 )
