@@ -60,6 +60,8 @@ def forbidden(module: str, imported: str) -> str | None:
         allowed = allowed | CLI_LIBRARIES
     elif theirs[:2] == ["dsa_plugin", "cli"]:
         return "nothing imports the command but the command itself"
+    if mine[:2] == ["dsa_plugin", "planning"] and theirs[0] in ("torch", "dsa_kernels"):
+        return "a plan needs no torch, which dsa_kernels would load"
     if theirs[0] not in allowed:
         return f"only {', '.join(sorted(allowed))} and the standard library"
     if theirs[:2] == ["dsa_plugin", "hosts"] and theirs[:3] != mine[:3]:
@@ -99,6 +101,8 @@ def test_imports_go_one_way(module: str) -> None:
         ("dsa_plugin.attention", "from dsa_plugin.cli import app"),
         ("dsa_plugin.hosts.vllm", "import yaml"),
         ("dsa_plugin.cli.plan", "import vllm"),
+        ("dsa_plugin.planning.sizes", "import torch"),
+        ("dsa_plugin.planning.sizes", "from dsa_kernels.layout import LATENT_DIM"),
         ("dsa_plugin.hosts.sglang.model", "import vllm"),
         ("dsa_plugin.hosts.sglang.model", "from ..vllm.model import X"),
         ("dsa_kernels.sparse_mla.api", "from ..topk_select import topk_select"),
