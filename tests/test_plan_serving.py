@@ -39,7 +39,7 @@ def test_tokens_that_fit_are_the_hosts(
     path = make_checkpoint(checkpoint)
     args, env = HOSTS[host].settings("bf16", "fp8_caches" if kv_dtype == "fp8" else "")
     env["DSA_INDEX_CACHE_DTYPE"] = "fp8" if index_dtype == "fp8" else "model"
-    with HOSTS[host].server(path, [*args, *_ARGS[host]], env) as server:
+    with HOSTS[host].server(path, [*args, *_ARGS[host]], env, start_timeout=1200) as server:
         space, tokens = space_and_tokens(host, server.log_text(), env)
     model = ModelShape.from_config(checkpoint, load_config(path))
     per_token = sum(cache_bytes_per_token(model, kv_dtype, index_dtype, mtp=False))

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -116,8 +117,8 @@ def test_requests_take_whole_pages() -> None:
 
 def test_ranks_together_hold_the_model() -> None:
     whole = weight_bytes(V32, "fp8", mtp=False)
-    for split in ({"tp": 8, "dp": 1, "ep": 1}, {"tp": 8, "dp": 1, "ep": 8}, {"tp": 2, "dp": 4}):
-        plan = deployment(**split)
+    for tp, dp, ep in ((8, 1, 1), (8, 1, 8), (2, 4, 8)):
+        plan = deployment(tp=tp, dp=dp, ep=ep)
         assert 8 * plan.weight_bytes > whole
         copies = sum(
             weight.nbytes("fp8") * {"whole": 7, "tensor": plan.dp - 1, "expert": 0}[weight.split]
@@ -150,7 +151,7 @@ def test_mtp_layers_share_the_vocabulary() -> None:
         ({"memory_utilization": 92}, r"--memory-utilization is 92; allowed: above 0, at most 1"),
     ],
 )
-def test_impossible_deployments(keys: dict[str, object], message: str) -> None:
+def test_impossible_deployments(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         deployment(**keys)
 

@@ -7,6 +7,7 @@ The expected times are of a roofline that was worked out by hand, op by op, for 
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ ROUND = replace(H200, gb_per_second=4300.0, bf16_tflops=790.0, fp8_tflops=1580.0
 K = 1024
 
 
-def microseconds(batch: Batch, kind: Attention = "dsa", **keys: object) -> dict[str, float]:
+def microseconds(batch: Batch, kind: Attention = "dsa", **keys: Any) -> dict[str, float]:
     work = attention_core(deployment(**keys), batch, kind, indexer=True)
     return {w.op: Rates(ROUND).seconds(w) * 1e6 for w in work}
 

@@ -20,7 +20,7 @@ _ESTIMATE = (
 
 def show(plan: Plan) -> None:
     """Print it to standard output."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(_headline(plan), soft_wrap=True)
     for title, table in (
         _memory(plan),

@@ -1,5 +1,7 @@
 """Deployments of registered models that tests of plans start from."""
 
+from typing import Any
+
 from dsa_plugin.planning.deployment import Deployment
 from dsa_plugin.planning.gpus import find_gpu
 from dsa_plugin.planning.model import ModelShape, registered_models
@@ -10,9 +12,9 @@ V32, GLM_5, GLM_5_2 = (
 )
 
 
-def deployment(model: ModelShape = V32, **keys: object) -> Deployment:
+def deployment(model: ModelShape = V32, **keys: Any) -> Deployment:
     """A model on 8 H200, attention data-parallel, unless told otherwise."""
-    defaults: dict[str, object] = {
+    defaults: dict[str, Any] = {
         "model": model,
         "gpu": find_gpu("h200"),
         "count": 8,
@@ -27,4 +29,4 @@ def deployment(model: ModelShape = V32, **keys: object) -> Deployment:
         "memory_utilization": 0.92,
         "prefill_chunk": 8192,
     }
-    return Deployment(**(defaults | keys))  # type: ignore[arg-type]
+    return Deployment(**(defaults | keys))
