@@ -28,9 +28,7 @@ def draw(plan: Plan, path: Path) -> None:
         from matplotlib.figure import Figure
         from matplotlib.ticker import LogLocator
     except ImportError:
-        raise ValueError(
-            "--plot needs matplotlib: pip install 'dsa-plugin[plot]', or leave --plot out"
-        ) from None
+        raise ValueError("--plot needs matplotlib: pip install it, or leave --plot out") from None
 
     figure = Figure(figsize=(10, 5.5), layout="constrained")
     for axes, stage in zip(figure.subplots(1, 2), get_args(Stage), strict=True):

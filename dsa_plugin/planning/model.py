@@ -63,7 +63,7 @@ class ModelShape:
                 "the original checkpoint"
             )
         lookup(model_type)
-        keys = [f.name for f in fields(cls) if f.type == "int"]
+        keys = _number_keys()
         missing = [key for key in keys if key not in config and key not in _MAY_BE_ZERO]
         if missing:
             raise ValueError(
@@ -100,7 +100,7 @@ def registered_models() -> dict[str, ModelShape]:
             model_type=entry.model_type,
             weights_dtype="fp8" if repository in checkpoint.fp8_repositories else "bf16",
             indexer_types=checkpoint.indexer_types,
-            **{f.name: getattr(checkpoint, f.name) for f in fields(ModelShape) if f.type == "int"},
+            **{key: getattr(checkpoint, key) for key in _number_keys()},
         )
         for entry in all_entries()
         for checkpoint in entry.checkpoints
@@ -123,6 +123,11 @@ def nearest_registered(name: str) -> str:
     short = {repository.partition("/")[2].lower(): repository for repository in repositories}
     candidates = {repository.lower(): repository for repository in repositories} | short
     return candidates[get_close_matches(name.lower(), candidates, n=1, cutoff=0.0)[0]]
+
+
+def _number_keys() -> list[str]:
+    """The fields that config.json and Checkpoint have under the same name."""
+    return [field.name for field in fields(ModelShape) if field.type == "int"]
 
 
 def _integer(name: str, key: str, value: Any) -> int:
