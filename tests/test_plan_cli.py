@@ -35,7 +35,8 @@ def dsa(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         monkeypatch.setattr(plan_module, "_MEASURED", Path("none.json"))
         with pytest.raises(SystemExit) as exit_:
             cli.main()
-        return Output(exit_.value.code, *capsys.readouterr())
+        captured = capsys.readouterr()
+        return Output(exit_.value.code, captured.out, captured.err)
 
     return run
 

@@ -12,8 +12,12 @@ from dsa_testbed.hosts import HOSTS
 
 pytestmark = [pytest.mark.serving, pytest.mark.matrix]
 
-# Of SGLang's free memory; its default would leave other processes none.
-_ARGS = {"vllm": [], "sglang": ["--mem-fraction-static", "0.2"]}
+# Nothing is asked of the servers, so nothing need be compiled or warmed up. 0.2 is of SGLang's free
+# memory; its default would leave other processes none.
+_ARGS = {
+    "vllm": ["--enforce-eager"],
+    "sglang": ["--mem-fraction-static", "0.2", "--skip-server-warmup"],
+}
 
 
 def space_and_tokens(host: str, log: str, env: dict[str, str]) -> tuple[float, int]:
