@@ -19,9 +19,21 @@ class Checkpoint:
     """
 
     repositories: tuple[str, ...]
+    """Names on the Hugging Face Hub."""
+    fp8_repositories: tuple[str, ...]
+    """Those whose weights are fp8, with one scale for each 128 x 128 block; the others are bf16."""
+    vocab_size: int
     num_hidden_layers: int
     num_nextn_predict_layers: int
     hidden_size: int
+    intermediate_size: int
+    """Of the dense MLP in the first `first_k_dense_replace` layers; the others have experts."""
+    first_k_dense_replace: int
+    moe_intermediate_size: int
+    """Of one expert."""
+    n_routed_experts: int
+    n_shared_experts: int
+    num_experts_per_tok: int
     num_attention_heads: int
     q_lora_rank: int
     kv_lora_rank: int
@@ -64,6 +76,8 @@ class ModelEntry:
     MLA's own RoPE is interleaved in every DSA model. The wrong style degrades long answers without
     an error, and config.json cannot be trusted to say: Hugging Face drops the key on save.
     """
+    mtp_repeats_vocab: bool
+    """Whether checkpoints store embedding and head once more in each MTP layer."""
     checkpoints: tuple[Checkpoint, ...]
 
 

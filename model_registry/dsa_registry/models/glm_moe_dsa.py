@@ -1,5 +1,6 @@
 """GLM-5, 5.1 and 5.2. 5.2 shares top-k between layers (IndexShare) and between MTP steps.
 
+Dimensions: GLM-5 report (arXiv 2602.15763), table of architectures.
 Indexer RoPE is interleaved, unlike DeepSeek's: https://github.com/huggingface/transformers/pull/46842
 """
 
@@ -8,10 +9,18 @@ from dataclasses import replace
 from dsa_registry.schema import Checkpoint, ModelEntry
 
 _GLM_5 = Checkpoint(
-    repositories=("zai-org/GLM-5", "zai-org/GLM-5.1"),
+    repositories=("zai-org/GLM-5", "zai-org/GLM-5-FP8", "zai-org/GLM-5.1", "zai-org/GLM-5.1-FP8"),
+    fp8_repositories=("zai-org/GLM-5-FP8", "zai-org/GLM-5.1-FP8"),
+    vocab_size=154_880,
     num_hidden_layers=78,
     num_nextn_predict_layers=1,
     hidden_size=6144,
+    intermediate_size=12_288,
+    first_k_dense_replace=3,
+    moe_intermediate_size=2048,
+    n_routed_experts=256,
+    n_shared_experts=1,
+    num_experts_per_tok=8,
     num_attention_heads=64,
     q_lora_rank=2048,
     kv_lora_rank=512,
@@ -28,7 +37,8 @@ _GLM_5 = Checkpoint(
 # Indexers in layers 0, 1, 2, 6, 10, ..., 74: 21 of 78.
 _GLM_5_2 = replace(
     _GLM_5,
-    repositories=("zai-org/GLM-5.2",),
+    repositories=("zai-org/GLM-5.2", "zai-org/GLM-5.2-FP8"),
+    fp8_repositories=("zai-org/GLM-5.2-FP8",),
     rope_theta=8_000_000.0,
     max_position_embeddings=1_048_576,
     index_topk_freq=4,
@@ -42,5 +52,6 @@ ENTRY = ModelEntry(
     # vLLM's name for both models' MTP layers (config/speculative.py, hf_config_override).
     mtp_architectures=("DeepseekV32MTPModel",),
     indexer_rope_interleave=True,
+    mtp_repeats_vocab=False,
     checkpoints=(_GLM_5, _GLM_5_2),
 )

@@ -1,0 +1,73 @@
+"""The model that a command names: a local folder, a registered release, or a repository."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dsa_plugin.planning.model import (
+    ModelShape,
+    find_registered,
+    nearest_registered,
+    registered_models,
+)
+
+
+def find_model(name: str) -> ModelShape:
+    """The shape of a model; only its config.json is read.
+
+    Args:
+        name: a folder with a config.json; a registered release, which needs no network, such as
+            zai-org/GLM-5.2 or GLM-5.2; or a repository on the Hugging Face Hub.
+
+    Raises:
+        ValueError: none of these, or its config.json is not a DSA model's.
+    """
+    if Path(name).is_dir():
+        return _from_file(name, Path(name) / "config.json")
+    registered = find_registered(name)
+    if registered is not None:
+        return registered
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return _from_file(name, _download(name))
+    raise ValueError(
+        f"{name!r} is no folder and no repository (organisation/name) of the Hugging Face Hub; "
+        f"{_registered(name)}"
+    )
+
+
+def _from_file(name: str, path: Path) -> ModelShape:
+    try:
+        config: Any = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(
+            f"{name} has no config.json; name the folder that holds a checkpoint"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); download it again") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no JSON object; download it again")
+    return ModelShape.from_config(name, config)
+
+
+def _download(repository: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(hf_hub_download(repository, "config.json"))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"config.json of {repository} could not be downloaded from the Hugging Face Hub "
+            f"({type(error).__name__}: {reason}); check the name, set HF_TOKEN if it is gated, or "
+            f"name a local folder; {_registered(repository)}"
+        ) from None
+
+
+def _registered(name: str) -> str:
+    return (
+        f"did you mean {nearest_registered(name)}? Without a network there are: "
+        f"{', '.join(registered_models())}"
+    )

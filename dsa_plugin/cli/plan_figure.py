@@ -1,0 +1,77 @@
+"""A Plan's costs by context, beside the points that DeepSeek published."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from dsa_plugin.planning.cost import published_estimate
+from dsa_plugin.planning.plan import Plan
+from dsa_plugin.planning.sizes import Attention
+from dsa_plugin.planning.work import Stage
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COLOURS: dict[Attention, str] = {"dsa": "tab:blue", "dense": "tab:red"}
+_K = 1024
+
+
+def draw(plan: Plan, path: Path) -> None:
+    """Write the figure; the suffix of `path` chooses the format.
+
+    Raises:
+        ValueError: matplotlib is not installed, or does not know the suffix.
+    """
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator
+    except ImportError:
+        raise ValueError("--plot needs matplotlib: pip install it, or leave --plot out") from None
+
+    figure = Figure(figsize=(10, 5.5), layout="constrained")
+    for axes, stage in zip(figure.subplots(1, 2), get_args(Stage), strict=True):
+        _stage(axes, plan, stage)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
+    price = f"{plan.gpu_hour_price:g} dollars a GPU-hour"
+    figure.suptitle(f"{plan.model.name} on {plan.count} x {plan.gpu}, {price}")
+    figure.savefig(path, dpi=150)
+
+
+def _stage(axes: Axes, plan: Plan, stage: Stage) -> None:
+    for attention, colour in _COLOURS.items():
+        field = stage if attention == "dsa" else f"{stage}_dense"
+        label = "DSA" if attention == "dsa" else "dense MLA"
+        costs = {row.context: getattr(row, field) for row in plan.cost}
+        _line(axes, costs, "-", colour, f"{label}, this plan")
+        positions = (1, 2 * _K, *range(8 * _K, 128 * _K + 1, 8 * _K))
+        estimates = {n: published_estimate(stage, attention, n) for n in positions}
+        _line(axes, estimates, ":", colour, f"{label}, roofline of DeepSeek's H800s at 2")
+        points = {
+            point.position: point.dollars
+            for point in plan.published
+            if (point.stage, point.attention) == (stage, attention)
+        }
+        _line(axes, points, "*", colour, f"{label}, published by DeepSeek for them")
+    axes.set(yscale="log", xlabel="context, K tokens", title=stage)
+    axes.set_ylabel("dollars a million tokens")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
+    axes.grid(alpha=0.3)
+
+
+def _line(
+    axes: Axes, values: Mapping[int, float | None], style: str, colour: str, label: str
+) -> None:
+    known = {context: value for context, value in values.items() if value is not None}
+    axes.plot(
+        [context / _K for context in known],
+        list(known.values()),
+        style,
+        color=colour,
+        label=label,
+        markersize=12,
+    )

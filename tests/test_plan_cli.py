@@ -1,0 +1,172 @@
+"""`dsa plan`: what it prints, its exit codes, and where it reads a model from."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from dsa_plugin import cli
+from dsa_plugin.cli import plan as plan_module
+from dsa_plugin.cli.model_config import find_model
+from dsa_plugin.planning.gpus import find_gpu
+from dsa_testbed.checkpoint import make_checkpoint
+
+
+class Output(NamedTuple):
+    code: object
+    out: str
+    err: str
+
+
+Dsa = Callable[..., Output]
+
+
+@pytest.fixture
+def dsa(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Dsa:
+    """Runs `dsa` in this process, where no measured kernels are at hand."""
+
+    def run(*args: str) -> Output:
+        monkeypatch.setattr(sys, "argv", ["dsa", *args])
+        monkeypatch.setattr(plan_module, "_MEASURED", Path("none.json"))
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        captured = capsys.readouterr()
+        return Output(exit_.value.code, captured.out, captured.err)
+
+    return run
+
+
+H200 = ("--gpu", "h200", "--count", "8")
+
+
+def test_tables(dsa: Dsa) -> None:
+    code, out, err = dsa("plan", "DeepSeek-V3.2", *H200, "--dp", "8", "--kv-dtype", "fp8")
+    assert (code, err) == (0, "")
+    assert "deepseek-ai/DeepSeek-V3.2: 671.9B parameters (685.4B with MTP" in out
+    assert "8 x h200 (tp 1, dp 8, ep 8): fits" in out
+    assert "tokens of 40,016 + 8,052 bytes" in out
+    for title in ("Memory of one GPU", "Decode", "Prefill", "Dollars", "DeepSeek's published"):
+        assert title in out
+    assert "h200's published peaks (https://www.nvidia.com" in out
+    assert "Estimated: activations, and every time and cost." in out
+
+
+def test_json(dsa: Dsa) -> None:
+    code, out, _ = dsa("plan", "zai-org/GLM-5.2-FP8", *H200, "--context", "4096", "--json")
+    plan = json.loads(out)
+    assert code == 0
+    assert (plan["tp"], plan["dp"], plan["ep"], plan["index_dtype"]) == (8, 1, 1, "fp8")
+    assert plan["caches"]["latent_bytes_per_token"] == 78 * 1152
+    assert plan["caches"]["requests"] == plan["caches"]["tokens"] // 4096
+    assert [row["context"] for row in plan["prefill"]] == [2048, 4096]
+    assert len(plan["published"]) == 10
+
+
+def test_what_does_not_fit_exits_with_1(dsa: Dsa) -> None:
+    code, out, _ = dsa("plan", "GLM-5.2-FP8", "--gpu", "a100-80g", "--count", "8")
+    assert code == 1
+    assert "DOES NOT FIT one request of 131,072 tokens; --count 16 --dp 2 would do; or" in out
+
+
+def test_plot(dsa: Dsa, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    figure = tmp_path / "cost.png"
+    assert dsa("plan", "GLM-5.2-FP8", *H200, "--plot", str(figure)).code == 0
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_plot_without_matplotlib(dsa: Dsa, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, _, err = dsa("plan", "GLM-5.2-FP8", *H200, "--plot", "cost.png")
+    assert code == 2
+    assert "--plot needs matplotlib: pip install it" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("GLM-5.3", *H200), "did you mean zai-org/GLM-5.2? Without a network there are:"),
+        (("GLM-5.2", "--gpu", "h2000", "--count", "8"), "did you mean h200? Known: a100-40g"),
+        (("GLM-5.2", *H200, "--kv-dtype", "fp9"), "'fp9' is not one of 'bf16', 'fp8', 'fp32'"),
+        (("GLM-5.2", *H200, "--contxt", "1"), "No such option: --contxt"),
+        (("GLM-5.2", *H200, "--gpu-hour-price", "-2"), "--gpu-hour-price is -2.0; allowed: above"),
+        (("GLM-5.2", *H200, "--kernels", "none.json"), "'none.json' does not exist"),
+        (("GLM-5.2", *H200, "--plot", "cost.foo"), "Format 'foo' is not supported"),
+        (("GLM-5.2", "--gpu", "h200", "--count", "0"), "--count is 0; allowed: an integer >= 1"),
+        (("GLM-5.2", *H200, "--dp", "0"), "--dp is 0; allowed: an integer >= 1"),
+    ],
+)
+def test_bad_input_is_one_line(dsa: Dsa, args: tuple[str, ...], message: str) -> None:
+    code, out, err = dsa("plan", *args)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith("Error: ")
+    assert message in err.splitlines()[-1]
+
+
+def test_measured_kernels_are_of_the_gpu_named(
+    dsa: Dsa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"op": "sparse_mla", "flops": 1e9, "bytes": 1e6, "roofline_fraction": 0.5}
+    content = {
+        "device": "NVIDIA H200",
+        "date": "2026-11-25",
+        "roofline": {"bandwidth": 4.3e12, "flops": 790e12},
+        "rows": [row],
+    }
+    path = tmp_path / "kernels.json"
+    path.write_text(json.dumps(content))
+    out = dsa("plan", "GLM-5.2-FP8", *H200, "--kernels", str(path)).out
+    assert "sparse_mla measured on NVIDIA H200, 2026-11-25" in out
+    other = ("plan", "GLM-5.2-FP8", "--gpu", "b200", "--count", "8")
+    assert "was measured on NVIDIA H200, not on b200" in dsa(*other, "--kernels", str(path)).err
+    # Unasked, the repository's file serves only the GPU that it is of.
+    monkeypatch.setattr(plan_module, "_MEASURED", path)
+    assert plan_module._measured(find_gpu("h200"), None) is not None
+    assert plan_module._measured(find_gpu("b200"), None) is None
+
+
+def test_a_folder(dsa: Dsa) -> None:
+    folder = make_checkpoint("v32-fp8")
+    out = dsa("plan", str(folder), "--gpu", "rtx-4090", "--count", "1", "--context", "4096").out
+    assert f"{folder}: 0.0B parameters" in out
+    assert "fits" in out
+
+
+def test_a_repository_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(*args: str) -> str:
+        asked.append(args)
+        return str(make_checkpoint("v32-fp8") / "config.json")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert find_model("someone/small-v32").num_hidden_layers == 4
+    assert asked == [("someone/small-v32", "config.json")]
+    # Registered releases ask nobody.
+    assert find_model("zai-org/GLM-5.2").num_hidden_layers == 78
+    assert len(asked) == 1
+
+
+def test_a_repository_that_is_not_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: str) -> str:
+        raise LocalEntryNotFoundError("no network\nand more")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    with pytest.raises(
+        ValueError, match=r"someone/x .*LocalEntryNotFoundError: no network\).*HF_T"
+    ):
+        find_model("someone/x")
+
+
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no config\.json"):
+        find_model(str(tmp_path))
+    for text, message in (("{", "is not JSON"), ("[]", "holds no JSON object")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            find_model(str(tmp_path))

@@ -1,0 +1,232 @@
+"""Parameters, weights and caches of a plan, against published totals and real checkpoints."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dsa_kernels import layout
+from dsa_plugin.checkpoint import read_header
+from dsa_plugin.planning.deployment import PAGE, tokens_that_fit
+from dsa_plugin.planning.gpus import GPUS, find_gpu
+from dsa_plugin.planning.model import ModelShape, find_registered
+from dsa_plugin.planning.sizes import (
+    INDEX_BYTES,
+    LATENT_BYTES,
+    active_parameters,
+    cache_bytes_per_token,
+    model_weights,
+    parameters,
+    weight_bytes,
+)
+from dsa_testbed.checkpoint import load_config, make_checkpoint
+from dsa_testbed.deployments import GLM_5, GLM_5_2, V32, deployment
+
+
+@pytest.mark.parametrize(
+    ("model", "mtp", "published"),
+    [
+        # DeepSeek-V3 report: 671B, and 14B more with MTP; V3.2 adds indexers of 0.9B.
+        (V32, False, 671e9),
+        # "Model size" of the Hub's pages of these repositories.
+        (V32, True, 685e9),
+        (GLM_5, True, 754e9),
+        (GLM_5_2, True, 753e9),
+        # GLM-5 report (arXiv 2602.15763), table of architectures.
+        (GLM_5, False, 744e9),
+    ],
+)
+def test_parameters_are_the_published_ones(model: ModelShape, mtp: bool, published: float) -> None:
+    assert parameters(model, mtp=mtp) == pytest.approx(published, rel=0.005)
+
+
+def test_every_parameter_of_v32_is_counted() -> None:
+    # What the Hub counts in V3.2-Exp's safetensors, the fp8 scales among them.
+    scales = sum(weight.scales("fp8") for weight in model_weights(V32, mtp=True))
+    assert parameters(V32, mtp=True) + scales == 685_396_921_376
+
+
+def test_active_parameters() -> None:
+    assert active_parameters(V32) == pytest.approx(37e9, rel=0.02)  # DeepSeek-V3 report
+    assert active_parameters(GLM_5) == pytest.approx(40e9, rel=0.025)  # GLM-5 report
+
+
+def test_weight_bytes_are_the_published_ones() -> None:
+    # Size of the released files, as those name it who converted them:
+    # eousphoros/DeepSeek-V3.2-NVFP4 "642 GB (FP8)", GiB, and Mapika/GLM-5.2-NVFP4 "1507 GB".
+    assert weight_bytes(V32, "fp8", mtp=True) == pytest.approx(642 * 2**30, rel=0.01)
+    assert weight_bytes(GLM_5_2, "bf16", mtp=True) == pytest.approx(1507e9, rel=0.01)
+    # V3.1, which is V3.2 without indexers: bytes of its files, headers included.
+    indexers = [w for w in model_weights(V32, mtp=True) if w.part == "indexer"]
+    without = weight_bytes(V32, "fp8", mtp=True) - sum(w.nbytes("fp8") for w in indexers)
+    assert without == pytest.approx(688_586_727_753, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["v32-fp8", "glm52-bf16"])
+def test_weight_bytes_of_a_checkpoint(name: str) -> None:
+    """Byte for byte what a checkpoint of that config holds."""
+    checkpoint = make_checkpoint(name)
+    model = ModelShape.from_config(name, load_config(checkpoint))
+    assert model.weights_dtype == name.partition("-")[2]
+    tensors = read_header(checkpoint / "model.safetensors")
+    # Of the tests' GLM, the MTP layer repeats embedding and head; of the released one it does not.
+    if model.model_type == "glm_moe_dsa":
+        del tensors[f"model.layers.{model.num_hidden_layers}.embed_tokens.weight"]
+        del tensors[f"model.layers.{model.num_hidden_layers}.shared_head.head.weight"]
+    held = sum(end - start for start, end in (t["data_offsets"] for t in tensors.values()))
+    assert weight_bytes(model, model.weights_dtype or "bf16", mtp=True) == held
+
+
+def test_w4a16_is_four_bits_of_the_experts() -> None:
+    experts = sum(w.parameters for w in model_weights(GLM_5_2, mtp=False) if w.part == "experts")
+    rest = parameters(GLM_5_2, mtp=False) - experts
+    packed = weight_bytes(GLM_5_2, "w4a16", mtp=False)
+    # 16 of 128 x 4 bits of scale; and the router's bias is fp32.
+    assert packed == pytest.approx(experts / 2 * (1 + 16 / 512) + 2 * rest, rel=1e-6)
+
+
+def test_cache_bytes_are_the_layouts() -> None:
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.uint8}
+    for name, dtype in dtypes.items():
+        assert LATENT_BYTES[name] == layout.latent_bytes_per_token(dtype)  # type: ignore[index]
+        assert INDEX_BYTES[name] == layout.index_bytes_per_token(dtype)  # type: ignore[index]
+
+
+def test_index_keys_only_where_an_indexer_runs() -> None:
+    assert cache_bytes_per_token(V32, "fp8", "fp8", mtp=False) == (61 * 656, 61 * 132)
+    assert cache_bytes_per_token(V32, "fp8", "fp8", mtp=True) == (62 * 656, 62 * 132)
+    assert cache_bytes_per_token(GLM_5, "bf16", "fp8", mtp=False) == (78 * 1152, 78 * 132)
+    assert cache_bytes_per_token(GLM_5_2, "fp8", "fp8", mtp=False) == (78 * 656, 21 * 132)
+
+
+def test_tokens_fill_whole_pages() -> None:
+    assert tokens_that_fit(PAGE * 788 * 3 + 787, 788) == 3 * PAGE
+    assert tokens_that_fit(-1, 788) == 0
+
+
+def test_requests_take_whole_pages() -> None:
+    plan = deployment()
+    pages = plan.tokens_per_rank() // PAGE
+    assert plan.requests_per_rank(PAGE) == plan.requests_per_rank(1) == pages
+    assert plan.requests_per_rank(PAGE + 1) == pages // 2
+    assert plan.tokens_per_rank("dense") > plan.tokens_per_rank()
+
+
+def test_ranks_together_hold_the_model() -> None:
+    whole = weight_bytes(V32, "fp8", mtp=False)
+    for tp, dp, ep in ((8, 1, 1), (8, 1, 8), (2, 4, 8)):
+        plan = deployment(tp=tp, dp=dp, ep=ep)
+        assert 8 * plan.weight_bytes > whole
+        copies = sum(
+            weight.nbytes("fp8") * {"whole": 7, "tensor": plan.dp - 1, "expert": 0}[weight.split]
+            for weight in model_weights(V32, mtp=False)
+        )
+        assert 8 * plan.weight_bytes == pytest.approx(whole + copies)
+
+
+def test_experts_that_do_not_divide_are_rounded_up() -> None:
+    plan = deployment(count=144, tp=1, dp=144, ep=144, gpu=find_gpu("h800"))
+    experts = next(w for w in model_weights(V32, mtp=False) if w.part == "experts")
+    assert plan.local_parameters(experts) == pytest.approx(2 / 256 * experts.parameters)
+
+
+def test_mtp_layers_share_the_vocabulary() -> None:
+    more = deployment(mtp=True).weight_bytes - deployment().weight_bytes
+    layer = weight_bytes(V32, "fp8", mtp=True) - weight_bytes(V32, "fp8", mtp=False)
+    assert 0 < more < layer - 2 * 2 * V32.vocab_size * V32.hidden_size
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"tp": 3, "dp": 1}, r"--tp 3 x --dp 1 is 3 GPUs, but --count is 8"),
+        ({"count": 12, "tp": 12, "dp": 1, "ep": 1}, r"128 attention heads.*--tp 1, 2, 4 and"),
+        ({"ep": 3}, r"--ep 3 must divide --count 8.*use --ep 1, 2, 4, 8"),
+        ({"count": 64, "tp": 64, "dp": 1, "ep": 1}, r"whole fp8 blocks of 128.*--ep 64"),
+        ({"context": 163_841}, r"at most 163840"),
+        ({"context": 0}, r"--context is 0"),
+        ({"memory_utilization": 92}, r"--memory-utilization is 92; allowed: above 0, at most 1"),
+    ],
+)
+def test_impossible_deployments(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        deployment(**keys)
+
+
+def test_a_gpu_misspelt() -> None:
+    assert find_gpu("RTX_PRO 6000").name == "rtx-pro-6000"
+    with pytest.raises(ValueError, match=r"'mi300'.*did you mean mi300x.*Known: a100-40g"):
+        find_gpu("mi300")
+
+
+def test_gpus_have_sources_and_names_of_their_own() -> None:
+    assert all(gpu.source.startswith("https://") for gpu in GPUS.values())
+    assert len({gpu.device for gpu in GPUS.values()}) == len(GPUS)
+    # fp8 units multiply twice as fast as bf16 ones, in all of them.
+    assert all(
+        gpu.fp8_tflops is None or gpu.fp8_tflops == pytest.approx(2 * gpu.bf16_tflops, rel=0.02)
+        for gpu in GPUS.values()
+    )
+
+
+def test_config_of_a_release_gives_the_registered_shape() -> None:
+    keys = {key: value for key, value in vars(GLM_5_2).items() if isinstance(value, int)}
+    config = keys | {
+        "model_type": "glm_moe_dsa",
+        "index_topk_freq": 4,
+        "index_skip_topk_offset": 3,
+    }
+    assert ModelShape.from_config(GLM_5_2.name, config) == GLM_5_2
+
+
+def test_registered_names() -> None:
+    assert find_registered("glm-5.2-fp8") is not None
+    assert find_registered("DeepSeek-V3.2") == replace(V32, name="deepseek-ai/DeepSeek-V3.2")
+    assert find_registered("GLM-5.3") is None
+
+
+@pytest.mark.parametrize(
+    ("quantization", "expected"),
+    [
+        (None, "bf16"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8"),
+        ({"quant_method": "awq", "bits": 4}, "w4a16"),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"group_0": {"weights": {"num_bits": 4}}},
+            },
+            "w4a16",
+        ),
+        ({"quant_method": "gptq", "bits": 8}, None),
+        ({"quant_method": "modelopt"}, None),
+    ],
+)
+def test_quantization(quantization: object, expected: str | None) -> None:
+    config = load_config(make_checkpoint("v32-fp8")) | {"quantization_config": quantization}
+    assert ModelShape.from_config("model", config).weights_dtype == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "deepseek_v4"}, r"'deepseek_v4' is not a DSA model.*known: deepseek_v32"),
+        ({"model_type": None}, r"has no model_type"),
+        ({"vocab_size": "2048"}, r"vocab_size is '2048'; allowed: an integer >= 1"),
+        ({"kv_lora_rank": 256}, r"kv_lora_rank is 256; allowed: 512"),
+    ],
+)
+def test_bad_config(change: dict[str, object], message: str) -> None:
+    config = load_config(make_checkpoint("v32-fp8")) | change
+    with pytest.raises(ValueError, match=message):
+        ModelShape.from_config("model", config)
+
+
+def test_missing_keys_are_named_at_once(tmp_path: Path) -> None:
+    config = json.loads((make_checkpoint("v32-fp8") / "config.json").read_text())
+    del config["vocab_size"], config["index_topk"]
+    with pytest.raises(ValueError, match="lacks vocab_size, index_topk"):
+        ModelShape.from_config(str(tmp_path), config)
