@@ -38,7 +38,8 @@ class SglangServer(Server):
     @classmethod
     def launcher(cls, model: str) -> list[str]:
         serve = [str(sglang_python()), "-m", "sglang.launch_server", "--model-path", model]
-        return [*serve, "--enable-metrics"]
+        # Its idle scheduler otherwise takes a core that whoever asks may need.
+        return [*serve, "--enable-metrics", "--sleep-on-idle"]
 
     def counters(self) -> Counters:
         metrics = self.metrics()
