@@ -80,7 +80,9 @@ SGLANG = Host(
                 *("--max-total-tokens", "32768"),
                 # SGLang's default is 0 with data parallelism: it sets aside a GPU's activations.
                 *("--mem-fraction-static", "0.1"),
-            )
+            ),
+            # Small steps that wait for a second thread take thrice as long where cores are shared.
+            (("OMP_NUM_THREADS", "1"),),
         ),
         "bf16": Setting(("--context-length", "4352")),
         "tight": Setting(
