@@ -109,10 +109,11 @@ class Environment:
         self._pip("install", [*index, *arguments], remedy)
 
     def download(self, requirement: str, remedy: str) -> Path:
-        """The wheel of a requirement, without what it needs, in a folder of the environment."""
+        """The wheel of `<name>==<version>` alone, in a folder of the environment."""
         folder = self.venv / "wheels"
         self._pip("download", ["--no-deps", "--dest", str(folder), requirement], remedy)
-        return max(folder.glob("*.whl"), key=lambda wheel: wheel.stat().st_mtime)
+        [wheel] = folder.glob(requirement.replace("==", "-") + "-*.whl")
+        return wheel
 
     def step(self, text: str) -> None:
         self._step += 1

@@ -22,7 +22,7 @@ from pathlib import Path
 from environment import ROOT, Environment, parse_arguments
 
 PYTHONS = ("3.11", "3.12", "3.13")  # wheels of SGLang 0.5.23
-# CPU builds that run it. SGLang pins CUDA builds: 2.13.0 in 0.5.20, 2.14.1 from then on.
+# CPU builds that run it. SGLang pins CUDA builds: 2.13.0 up to 0.5.21, 2.14.1 after it.
 TORCH_OF_SGLANG = {
     "0.5.20": "2.13.0",
     "0.5.21": "2.13.0",
