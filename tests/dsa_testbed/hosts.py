@@ -79,7 +79,8 @@ SGLANG = Host(
                 *("--max-running-requests", "16"),
                 *("--max-total-tokens", "32768"),
                 # SGLang's default is 0 with data parallelism: it sets aside a GPU's activations.
-                *("--mem-fraction-static", "0.1"),
+                # And what other processes take while it loads counts as its own.
+                *("--mem-fraction-static", "0.5"),
             ),
             # Small steps that wait for a second thread take thrice as long where cores are shared.
             (("OMP_NUM_THREADS", "1"),),

@@ -33,7 +33,7 @@ class CpuTorchPlatform(SRTPlatform):
         return "torch_native"
 
     def get_paged_allocator_cls(self) -> type:
-        """SGLang's own, as since 0.5.22 by default; before, it runs with TRITON_INTERPRET=1 alone."""
+        """SGLang's own: the default since 0.5.22; before, it needs TRITON_INTERPRET=1."""
         from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
 
         allocator: type = PagedTokenToKVPoolAllocator
