@@ -1,10 +1,16 @@
 # make demo      serve a DeepSeek-V3.2 checkpoint and ask it over the OpenAI API;  HOST=sglang: by SGLang
 # make test      lint, types, unit tests, serving tests on both hosts: what CI runs
 # make test-all  the same with every cell of the big matrices
-# make vllm, make sglang  only create the environment;  VLLM=0.30.0 chooses another release of vLLM
+# make vllm, make sglang  only create the environment
+# VLLM=0.30.0, SGLANG=0.5.22  choose another release, in an environment of its own
 DEFAULT_VLLM := 0.32.0
 VLLM ?= $(DEFAULT_VLLM)
 VENV ?= .venv/vllm$(if $(filter-out $(DEFAULT_VLLM),$(VLLM)),-$(VLLM))
+DEFAULT_SGLANG := 0.5.23
+SGLANG ?= $(DEFAULT_SGLANG)
+SGLANG_VENV ?= .venv/sglang$(if $(filter-out $(DEFAULT_SGLANG),$(SGLANG)),-$(SGLANG))
+# For the tests, which start its servers.
+export DSA_TEST_SGLANG ?= $(SGLANG_VENV)
 HOST ?= vllm
 PYTHON3 ?= python3
 # Address of a package index with torch's CPU builds, where the configured ones have none.
@@ -16,7 +22,7 @@ vllm:
 	@$(PYTHON3) ci/setup_vllm.py --vllm $(VLLM) --venv $(VENV) --torch-index "$(TORCH_INDEX)"
 
 sglang:
-	@$(PYTHON3) ci/setup_sglang.py --torch-index "$(TORCH_INDEX)"
+	@$(PYTHON3) ci/setup_sglang.py --sglang $(SGLANG) --venv $(SGLANG_VENV) --torch-index "$(TORCH_INDEX)"
 
 # Demo and tests run in vLLM's environment, which has their tools; SGLang is a process of its own.
 demo: vllm $(filter sglang,$(HOST))

@@ -1,63 +1,136 @@
-"""DSA against dense MLA on a CPU, through `vllm serve`, in one run.
+"""DSA against dense MLA on a CPU, through a host's server, in one run.
 
-    make vllm && PYTHONPATH=tests .venv/vllm/bin/python benchmarks/serve_cpu.py
+    make vllm sglang
+    PYTHONPATH=tests .venv/vllm/bin/python benchmarks/serve_cpu.py --host vllm    # or sglang
 
 Two random models of the same 4 layers and real attention dims (16 heads, 512 + 64 latent, 128/128
 nope and v): one as DeepSeek-V3.2 with a 64 x 128 indexer and index_topk 2048 through the plugin,
-one as dense DeepSeek-V3 on vLLM's own CPU MLA backend. For each context length: time to first token
-and time per output token of a single request over the OpenAI API; KV bytes per token from the
-host's own cache-size log line. Writes serve_cpu.json and serve_cpu.png beside this file, anew after
-each model.
+one as dense DeepSeek-V3 on the host's own attention for CPUs. For each context length: time to
+first token and time per output token of a single request over the OpenAI API; KV bytes per token
+from the host's own cache-size log line. Writes serve_cpu_<host>.json and .png beside this file,
+anew after each model.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime as dt
-import importlib.metadata
 import itertools
 import json
+import os
 import platform
 import random
 import re
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import openai
-import torch
 
 from dsa_testbed.checkpoint import load_config, make_checkpoint
-from dsa_testbed.server import VllmServer
+from dsa_testbed.server import Server, VllmServer
+from dsa_testbed.sglang_server import SglangServer, sglang_python
 
 HERE = Path(__file__).parent
 KV_CACHE_GIB = 2
+FP8_INDEX_CACHE = {"DSA_INDEX_CACHE_DTYPE": "fp8"}
+MODEL_INDEX_CACHE = {"DSA_INDEX_CACHE_DTYPE": "model"}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A checkpoint, vLLM's arguments and environment variables."""
+    """A checkpoint, the host's arguments and environment variables."""
 
     model: str
     args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
 
 
-VARIANTS = {
-    "dsa bf16": Variant("bench_dsa", env={"DSA_INDEX_CACHE_DTYPE": "model"}),
-    "dsa fp8": Variant(
-        "bench_dsa", ("--kv-cache-dtype", "fp8_ds_mla"), {"DSA_INDEX_CACHE_DTYPE": "fp8"}
+@dataclass(frozen=True)
+class Host:
+    """A server and what its log says.
+
+    Attributes:
+        python: interpreter of its environment.
+        args: of every variant, before the longest context.
+        cores: how many compute.
+        kv_bytes_per_token: by its log.
+        death: a pattern of the line on a worker that died.
+    """
+
+    server: type[Server]
+    python: Callable[[], Path]
+    args: tuple[str, ...]
+    env: Mapping[str, str]
+    variants: Mapping[str, Variant]
+    cores: Callable[[Server], int]
+    kv_bytes_per_token: Callable[[Server], float]
+    death: str
+
+
+def logged(server: Server, pattern: str) -> str:
+    """The group of a pattern in the server's log."""
+    match = re.search(pattern, server.log_text())
+    if match is None:
+        raise RuntimeError(f"{server.log} has no line like {pattern!r}")
+    return match[1]
+
+
+def _vllm_kv_bytes(server: Server) -> float:
+    tokens = logged(server, r"KV cache size: ([\d,]+) tokens")
+    return (KV_CACHE_GIB << 30) / int(tokens.replace(",", ""))
+
+
+def _sglang_kv_bytes(server: Server) -> float:
+    gib = float(logged(server, r"KV Cache is allocated.* KV size: ([\d.]+) GB"))
+    return gib * (1 << 30) / int(logged(server, r"KV Cache is allocated.* #tokens: (\d+)"))
+
+
+HOSTS = {
+    "vllm": Host(
+        VllmServer,
+        lambda: Path(sys.executable),
+        ("--no-enable-prefix-caching", "--max-model-len"),
+        {
+            "VLLM_CPU_KVCACHE_SPACE": str(KV_CACHE_GIB),
+            "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "3600",  # 300 by default; a pass may take longer
+        },
+        {
+            "dsa bf16": Variant("bench_dsa", env=MODEL_INDEX_CACHE),
+            "dsa fp8": Variant("bench_dsa", ("--kv-cache-dtype", "fp8_ds_mla"), FP8_INDEX_CACHE),
+            "dense bf16": Variant("bench_dense"),
+            # Without AMX vLLM's MLA prefills in one pass, whose scores outgrow a small machine's
+            # memory.
+            "dense bf16, MHA": Variant("bench_dense", env={"VLLM_MLA_DISABLE": "1"}),
+        },
+        cores=lambda server: len(logged(server, r"core ids=\[([\d, ]+)\]").split(",")),
+        kv_bytes_per_token=_vllm_kv_bytes,
+        death=r"(Worker proc \S+ died unexpectedly \(exit code: -?\d+\))",
     ),
-    "dense bf16": Variant("bench_dense"),
-    # Without AMX vLLM's MLA prefills in one pass, whose scores outgrow a small machine's memory.
-    "dense bf16, MHA": Variant("bench_dense", env={"VLLM_MLA_DISABLE": "1"}),
+    "sglang": Host(
+        SglangServer,
+        sglang_python,
+        ("--disable-radix-cache", "--context-length"),
+        # As vLLM does it: one core is the API server's.
+        {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) - 1))},
+        {
+            "dsa bf16": Variant("bench_dsa", env=MODEL_INDEX_CACHE),
+            "dsa fp8": Variant("bench_dsa", ("--kv-cache-dtype", "fp8_e4m3"), FP8_INDEX_CACHE),
+            "dense bf16": Variant("bench_dense", ("--attention-backend", "torch_native")),
+        },
+        cores=lambda _server: max(1, len(os.sched_getaffinity(0)) - 1),
+        kv_bytes_per_token=_sglang_kv_bytes,
+        death=r"(Subprocess \S+ \(pid=\d+\) crashed with exit code -?\d+)",
+    ),
 }
 
 
-def measure(server: VllmServer, context: int, output_tokens: int, vocab: int) -> dict[str, float]:
+def measure(server: Server, context: int, output_tokens: int, vocab: int) -> dict[str, float]:
     """TTFT and TPOT, in seconds, of one streamed request of `context` random tokens."""
     client = openai.OpenAI(base_url=f"{server.base_url}/v1", api_key="none", timeout=3600)
     rng = random.Random(context)
@@ -76,30 +149,16 @@ def measure(server: VllmServer, context: int, output_tokens: int, vocab: int) ->
     return {"ttft_s": arrivals[0] - start, "tpot_s": statistics.median(gaps)}
 
 
-def logged(server: VllmServer, pattern: str) -> str:
-    """The group of a pattern in the server's log."""
-    match = re.search(pattern, server.log_text())
-    if match is None:
-        raise RuntimeError(f"{server.log} has no line like {pattern!r}")
-    return match[1]
-
-
-def run(variant: Variant, contexts: list[int], output_tokens: int) -> dict[str, Any]:
+def run(host: Host, variant: Variant, contexts: list[int], output_tokens: int) -> dict[str, Any]:
     """Figures of one server; a context that it dies of ends them, with the reason."""
     checkpoint = make_checkpoint(variant.model)
     vocab = load_config(checkpoint)["vocab_size"]
-    args = ["--max-model-len", str(max(contexts) + output_tokens + 8), "--no-enable-prefix-caching"]
-    env = {
-        "VLLM_CPU_KVCACHE_SPACE": str(KV_CACHE_GIB),
-        "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "3600",  # 300 by default; a pass may take longer
-        **variant.env,
-    }
+    args = [*host.args, str(max(contexts) + output_tokens + 8), *variant.args]
     rows: dict[str, Any] = {}
-    with VllmServer(checkpoint, [*args, *variant.args], env) as server:
-        tokens = int(logged(server, r"KV cache size: ([\d,]+) tokens").replace(",", ""))
+    with host.server(checkpoint, args, {**host.env, **variant.env}) as server:
         result = {
-            "cores": len(logged(server, r"core ids=\[([\d, ]+)\]").split(",")),
-            "kv_bytes_per_token": (KV_CACHE_GIB << 30) / tokens,
+            "cores": host.cores(server),
+            "kv_bytes_per_token": host.kv_bytes_per_token(server),
             "contexts": rows,
         }
         measure(server, 512, 4, vocab)
@@ -107,12 +166,19 @@ def run(variant: Variant, contexts: list[int], output_tokens: int) -> dict[str, 
             try:
                 rows[str(context)] = measure(server, context, output_tokens, vocab)
             except openai.APIError:
-                death = r"(Worker proc \S+ died unexpectedly \(exit code: -?\d+\))"
-                rows[str(context)] = {"failed": logged(server, death)}
+                rows[str(context)] = {"failed": logged(server, host.death)}
             print(f"{context:>6} tokens: {rows[str(context)]}", flush=True)
             if "failed" in rows[str(context)]:
                 break
     return result
+
+
+def versions(host: Host) -> dict[str, str]:
+    """Of the host and of torch, in the host's environment."""
+    names = (host.server.host, "torch")
+    code = f"import importlib.metadata as m; print(*map(m.version, {names}))"
+    output = subprocess.check_output([str(host.python()), "-c", code], text=True)
+    return dict(zip(names, output.split(), strict=True))
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
@@ -136,7 +202,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
         axis.legend()
     cores = max(result["cores"] for result in report["results"].values())
     machine = f"{cores} core of {report['cpu']}"
-    figure.suptitle(f"4 layers, 16 heads; {machine}; vLLM {report['vllm']}")
+    figure.suptitle(f"4 layers, 16 heads; {machine}; {report['host']} {report[report['host']]}")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
@@ -149,24 +215,30 @@ def cpu_name() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", choices=HOSTS, default="vllm")
     parser.add_argument("--contexts", type=int, nargs="+", default=[4096, 16384, 32768])
     parser.add_argument("--output-tokens", type=int, default=16)
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--output", type=Path, default=HERE / "serve_cpu.json")
+    parser.add_argument("--variants", nargs="+", help="some of the host's; default: all")
+    parser.add_argument("--output", type=Path, help="default: serve_cpu_<host>.json")
     args = parser.parse_args()
+    host = HOSTS[args.host]
+    variants = args.variants or list(host.variants)
+    if unknown := set(variants) - set(host.variants):
+        parser.error(f"--variants {sorted(unknown)}: {args.host} has {list(host.variants)}")
+    output = args.output or HERE / f"serve_cpu_{args.host}.json"
     report: dict[str, Any] = {
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "cpu": cpu_name(),
-        "torch": torch.__version__,
-        "vllm": importlib.metadata.version("vllm"),
+        "host": args.host,
+        **versions(host),
         "output_tokens": args.output_tokens,
         "results": {},
     }
-    for name in args.variants:
+    for name in variants:
         print(name, flush=True)
-        report["results"][name] = run(VARIANTS[name], args.contexts, args.output_tokens)
-        args.output.write_text(json.dumps(report, indent=2) + "\n")
-        plot(report, args.output.with_suffix(".png"))
+        report["results"][name] = run(host, host.variants[name], args.contexts, args.output_tokens)
+        output.write_text(json.dumps(report, indent=2) + "\n")
+        plot(report, output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

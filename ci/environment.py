@@ -106,8 +106,14 @@ class Environment:
     def install(self, arguments: list[str], remedy: str) -> None:
         """pip install."""
         index = ["--extra-index-url", self.torch_index] if self.torch_index else []
-        pip = [str(self.python), "-m", "pip", "install", "--disable-pip-version-check"]
-        self.run([*pip, *index, *arguments], remedy)
+        self._pip("install", [*index, *arguments], remedy)
+
+    def download(self, requirement: str, remedy: str) -> Path:
+        """The wheel of `<name>==<version>` alone, in a folder of the environment."""
+        folder = self.venv / "wheels"
+        self._pip("download", ["--no-deps", "--dest", str(folder), requirement], remedy)
+        [wheel] = folder.glob(requirement.replace("==", "-") + "-*.whl")
+        return wheel
 
     def step(self, text: str) -> None:
         self._step += 1
@@ -124,6 +130,10 @@ class Environment:
     def failure(self, what: str, remedy: str) -> SystemExit:
         """The end of the script, with what failed and what to do about it."""
         return SystemExit(f"\nsetup of {self.host} failed: {what}\nWhat to do: {remedy}")
+
+    def _pip(self, command: str, arguments: list[str], remedy: str) -> None:
+        pip = [str(self.python), "-m", "pip", "--disable-pip-version-check"]
+        self.run([*pip, command, *arguments], remedy)
 
     def _find_python(self) -> str:
         """This interpreter if the host supports it, else the first on PATH that starts."""

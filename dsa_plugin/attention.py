@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsa_kernels.cache_write import apply_rope, index_cache_write, index_query, latent_cache_write
 from dsa_kernels.indexer_logits import (
@@ -50,14 +50,12 @@ class Indexer:
     """The lightning indexer's constants of one layer.
 
     Attributes:
-        k_norm, k_norm_bias: [128] LayerNorm of the index key; `k_norm_eps` its epsilon.
+        k_norm: of the index key, 128 values.
         interleaved: RoPE style of the indexer: pairs (2i, 2i+1) if true, halves (i, i+32) if not.
         cos_sin_cache: [max_position, 64].
     """
 
-    k_norm: Tensor
-    k_norm_bias: Tensor
-    k_norm_eps: float
+    k_norm: nn.LayerNorm
     interleaved: bool
     cos_sin_cache: Tensor
 
@@ -146,9 +144,9 @@ def write_index_key(
     count("index_cache_write")
     index_cache_write(
         k,
-        indexer.k_norm,
-        indexer.k_norm_bias,
-        indexer.k_norm_eps,
+        indexer.k_norm.weight,
+        indexer.k_norm.bias,
+        indexer.k_norm.eps,
         positions,
         indexer.cos_sin_cache,
         cache,

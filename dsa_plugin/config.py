@@ -117,18 +117,20 @@ class DSAConfig:
         """Whether a layer runs an indexer; MTP layers (>= num_hidden_layers) always do."""
         return layer >= self.num_hidden_layers or self.indexer_types[layer] == "full"
 
-    def check_tensor_parallel(self, tensor_parallel_size: int) -> None:
-        """Raises ValueError unless attention heads divide evenly over the ranks.
+    def tensor_parallel_faults(self, tensor_parallel_size: int) -> list[str]:
+        """Why so many ranks will not do: attention heads must divide evenly over them.
 
         The indexer is replicated, so its heads do not matter here.
         """
-        if tensor_parallel_size < 1 or self.num_heads % tensor_parallel_size != 0:
-            works = [str(n) for n in (1, 2, 4, 8, 16, 32, 64, 128) if self.num_heads % n == 0]
-            raise ValueError(
-                f"tensor parallel size {tensor_parallel_size} does not divide "
-                f"num_attention_heads={self.num_heads}; use --tensor-parallel-size "
-                f"{', '.join(works)} or another divisor of {self.num_heads}"
-            )
+        if tensor_parallel_size >= 1 and self.num_heads % tensor_parallel_size == 0:
+            return []
+        works = [str(n) for n in (1, 2, 4, 8, 16, 32, 64, 128) if self.num_heads % n == 0]
+        fault = (
+            f"tensor parallel size {tensor_parallel_size} does not divide "
+            f"num_attention_heads={self.num_heads}; use --tensor-parallel-size "
+            f"{', '.join(works)} or another divisor of {self.num_heads}"
+        )
+        return [fault]
 
 
 def _check_present(hf_config: Any, entry: ModelEntry) -> None:

@@ -139,7 +139,8 @@ def test_model_type_must_be_known_and_there() -> None:
 def test_tensor_parallel() -> None:
     config = DSAConfig.from_hf(hf_config(num_attention_heads=12))
     for works in (1, 2, 3, 4, 6, 12):
-        config.check_tensor_parallel(works)
+        assert config.tensor_parallel_faults(works) == []
     for bad in (0, 5, 8, 24):
-        with pytest.raises(ValueError, match=rf"size {bad} does not divide.*=12; use .* 1, 2, 4"):
-            config.check_tensor_parallel(bad)
+        [fault] = config.tensor_parallel_faults(bad)
+        assert f"size {bad} does not divide num_attention_heads=12; use" in fault
+        assert "1, 2, 4" in fault

@@ -108,13 +108,14 @@ def test_tokens_equal_the_reference(cell: Cell) -> None:
         assert not first, "\n".join(first)
         again = mismatches(server, checkpoint, prompts[::-1], MAX_TOKENS)
         assert not again, "\n".join(again)
-        if cell.feature == "tight" or cell.host == "vllm":
-            crowded = mismatches(server, checkpoint, pressure_set(), MAX_TOKENS)
+        if cell.feature == "tight":
+            crowd = pressure_set()
+            crowded = mismatches(server, checkpoint, crowd, MAX_TOKENS, len(crowd))
             assert not crowded, "\n".join(crowded)
         counters = server.counters()
     print(f"{cell.name}: {2 * len(prompts)} prompts, {counters}")
     assert (counters.cached_tokens > 0) == ("--disable-radix-cache" not in cell.flags)
     if cell.feature == "tight":
-        assert counters.preemptions > 0
+        assert counters.preemptions >= 4
     if cell.feature == "mtp":
         assert counters.draft_tokens > counters.accepted_draft_tokens > 0

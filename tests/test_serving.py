@@ -1,5 +1,6 @@
 """One live server of each host, as a client sees it: sampling, chat, and bad requests."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import openai
 import pytest
 
 from dsa_testbed.checkpoint import make_checkpoint
+from dsa_testbed.hosts import HOSTS
 from dsa_testbed.prompts import text_tokens
 from dsa_testbed.server import Server, VllmServer
 from dsa_testbed.sglang_server import SglangServer
@@ -29,6 +31,19 @@ START: dict[str, Callable[[Path], Server]] = {
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     with START[request.param](make_checkpoint("v32")) as running:
         yield running
+
+
+@pytest.mark.matrix
+@pytest.mark.skipif(shutil.which("g++") is None, reason="nothing is compiled without a compiler")
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_first_long_request_compiles_nothing(host: str, tmp_path: Path) -> None:
+    args, env = HOSTS[host].settings("bf16")
+    env |= {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    with HOSTS[host].server(make_checkpoint("v32-bf16"), args, env) as server:
+        before = sorted(tmp_path.rglob("*.so"))
+        assert before
+        server.complete(text_tokens(0, 500), 4, ignore_eos=True)
+        assert sorted(tmp_path.rglob("*.so")) == before
 
 
 def test_says_that_it_serves_and_why(server: Server) -> None:

@@ -24,7 +24,7 @@ class Host:
 
     bf16: the checkpoint's dtype and everything else at its default.
     exact: fp32, requests up to 4,352 tokens, 16 at once, prompts in chunks of 256.
-    tight: so few cache pages that 16 requests of the pressure set cannot all stay.
+    tight: so few cache pages that the requests of the pressure set, all at once, cannot all stay.
     mtp: two drafts of the MTP layer a step.
     two_ranks: two tensor-parallel ranks. two_ranks_dp: attention data-parallel, the rest
     tensor-parallel.
@@ -41,8 +41,9 @@ class Host:
         return args, dict(pair for setting in chosen for pair in setting.env)
 
 
-# One 4,352-token request takes 68 pages of 64. The pressure set starts in 80 and wants 96.
-_TIGHT_PAGES = 88
+# One 4,352-token request takes 68 pages of 64. The pressure set starts in 88 and wants 132: at most
+# 30 of its 44 requests can have theirs at once.
+_TIGHT_PAGES = 90
 _FP8_INDEX_CACHE = (("DSA_INDEX_CACHE_DTYPE", "fp8"),)
 
 VLLM = Host(
@@ -58,7 +59,9 @@ VLLM = Host(
             (("VLLM_CPU_KVCACHE_SPACE", "1"),),
         ),
         "bf16": Setting(("--max-model-len", "4352"), (("VLLM_CPU_KVCACHE_SPACE", "1"),)),
-        "tight": Setting(("--num-gpu-blocks-override", str(_TIGHT_PAGES))),
+        "tight": Setting(
+            (*("--num-gpu-blocks-override", str(_TIGHT_PAGES)), *("--max-num-seqs", "44"))
+        ),
         "mtp": Setting(("--speculative-config", '{"method": "mtp", "num_speculative_tokens": 2}')),
         "two_ranks": Setting(("-tp", "2"), (("VLLM_CPU_OMP_THREADS_BIND", "0|1"),)),
         "fp8_caches": Setting(("--kv-cache-dtype", "fp8_ds_mla"), _FP8_INDEX_CACHE),
@@ -76,13 +79,17 @@ SGLANG = Host(
                 *("--max-running-requests", "16"),
                 *("--max-total-tokens", "32768"),
                 # SGLang's default is 0 with data parallelism: it sets aside a GPU's activations.
-                *("--mem-fraction-static", "0.1"),
-            )
+                # And what other processes take while it loads counts as its own.
+                *("--mem-fraction-static", "0.5"),
+            ),
+            # Small steps that wait for a second thread take thrice as long where cores are shared.
+            (("OMP_NUM_THREADS", "1"),),
         ),
         "bf16": Setting(("--context-length", "4352")),
         "tight": Setting(
             (
                 *("--max-total-tokens", str(64 * _TIGHT_PAGES)),
+                *("--max-running-requests", "44"),
                 # Admit requests as if none would grow.
                 *("--schedule-conservativeness", "0"),
             )

@@ -159,6 +159,16 @@ def _recorded(function: Function) -> Function:
     return attend
 
 
+def _named(function: Function) -> Function:
+    """Leave a file named like each kernel that ran in the folder DSA_TEST_RECORD."""
+
+    def run(launch: Any) -> None:
+        (Path(os.environ["DSA_TEST_RECORD"]) / launch.kernel.__name__).touch()
+        function(launch)
+
+    return run
+
+
 def _as_captured(function: Function) -> Function:
     """SGLang's passes of equal rows read a CUDA graph's buffers, which may not move."""
 
@@ -204,6 +214,7 @@ MUTATIONS: dict[str, dict[str, Wrapper]] = {
     "shared_selection_lost": {"attend": _selection_lost},
     # Breaks nothing.
     "record_selection": {"attend": _recorded},
+    "record_kernels": {"dsa_kernels.launch:Launch.run": _named},
     "decode_as_captured": {
         "dsa_plugin.hosts.sglang.backend:DSABackend.init_forward_metadata": _as_captured
     },

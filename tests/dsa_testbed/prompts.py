@@ -47,8 +47,11 @@ def ci_set() -> list[Prompt]:
 
 
 def pressure_set() -> list[Prompt]:
-    """16 prompts of 5 pages each that all grow into a sixth within 32 tokens, asked at once."""
-    return [Prompt(f"pressure-{i}", random_tokens(50_000 + i, 300 + i)) for i in range(16)]
+    """44 prompts, asked at once, of 2 pages each that all grow into a third within 32 tokens.
+
+    Later ones are longer, so that all grow at about the same step where they start one by one.
+    """
+    return [Prompt(f"pressure-{i}", random_tokens(50_000 + i, 100 + i // 3)) for i in range(44)]
 
 
 def text_tokens(start: int, length: int) -> list[int]:

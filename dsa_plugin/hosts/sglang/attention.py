@@ -68,15 +68,6 @@ class DSAIndexer(nn.Module):
         k = self.wk(hidden_states)[0]
         return attention.IndexerInputs(q, k, self.weights_proj(hidden_states)[0])
 
-    def constants(self, cos_sin_cache: Tensor) -> attention.Indexer:
-        return attention.Indexer(
-            k_norm=self.k_norm.weight,
-            k_norm_bias=self.k_norm.bias,
-            k_norm_eps=self.k_norm.eps,
-            interleaved=self.interleaved,
-            cos_sin_cache=cos_sin_cache,
-        )
-
 
 class DSAAttention(DeepseekV2AttentionMLA):
     """The host's layer with its forward replaced from the latents on.
@@ -104,9 +95,11 @@ class DSAAttention(DeepseekV2AttentionMLA):
             w_uv=self._unquantised(self.w_vc, dtype),
             cos_sin_cache=cos_sin_cache,
         )
-        self.indexer_constants = (
-            None if self.indexer is None else self.indexer.constants(cos_sin_cache)
-        )
+        self.indexer_constants = None
+        if self.indexer is not None:
+            self.indexer_constants = attention.Indexer(
+                self.indexer.k_norm, self.indexer.interleaved, cos_sin_cache
+            )
 
     def _unquantised(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """The host makes per-tensor fp8 of some kv_b_proj; our products are not fp8."""

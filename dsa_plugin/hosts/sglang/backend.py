@@ -15,6 +15,7 @@ from sglang.srt.runtime_context import get_spec
 from torch import Tensor
 
 from dsa_kernels.layout import INDEX_FP8_BYTES, INDEX_HEAD_DIM, INDEX_PAGE
+from dsa_plugin import attention
 from dsa_plugin.env import Env
 from dsa_plugin.hosts.sglang import metadata
 from dsa_plugin.hosts.sglang.compat import BACKEND
@@ -38,6 +39,9 @@ class DSABackend(AttentionBackend):
         self.token_to_kv_pool = runner.token_to_kv_pool
         self._draft_tokens = get_spec().speculative_num_draft_tokens or 0
         self._workspace_bytes = Env.load().logits_workspace_mb << 20
+        # Built after the caches and before the server answers.
+        index_dtype = self.token_to_kv_pool.index_k_with_scale_buffer_dtype
+        attention.warm_up(torch.device(self.device), index_dtype)
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
         self.planned = metadata.plan(

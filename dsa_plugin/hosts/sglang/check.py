@@ -58,14 +58,11 @@ def pool_hook() -> str | None:
     from sglang.srt.platforms.interface import SRTPlatform
     from sglang.srt.plugins.hook_registry import HookRegistry
 
-    from dsa_plugin.hosts.sglang.compat import has_pool_hook
-    from dsa_plugin.hosts.sglang.registration import POOL_HOOK
+    from dsa_plugin.hosts.sglang.compat import POOL_HOOK
 
-    if not has_pool_hook():
-        return None  # fp8 pages alone, which are the host's own
     if POOL_HOOK not in HookRegistry._patched:
         return f"{POOL_HOOK} was not patched"
-    wrapped = hasattr(SRTPlatform.get_kv_pool_cls, "__wrapped__")
+    wrapped = hasattr(getattr(SRTPlatform, POOL_HOOK.rpartition(".")[2]), "__wrapped__")
     return None if wrapped else f"{POOL_HOOK} is the host's own"
 
 

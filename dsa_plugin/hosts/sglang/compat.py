@@ -59,12 +59,22 @@ def attn_tp_context() -> Any:
     return get_attn_tp_context()
 
 
-def has_pool_hook() -> bool:
-    """Whether a platform is asked for the class of the DSA cache pool: since 0.5.22.
+_ASKED = "get_kv_pool_cls" if hasattr(SRTPlatform, "get_kv_pool_cls") else "get_dsa_kv_pool_cls"
+POOL_HOOK = f"sglang.srt.platforms.interface.SRTPlatform.{_ASKED}"
+"""The method by which a platform is asked for the class of the DSA cache pool.
 
-    Before, only an out-of-tree platform was, and a GPU's index cache is fp8. Remove with 0.5.21.
+The second name is that of 0.5.20 and 0.5.21. Remove it with them.
+"""
+
+
+def has_pool_hook() -> bool:
+    """Whether this platform is asked: every one since 0.5.22, before only an out-of-tree one.
+
+    Remove with 0.5.21.
     """
-    return hasattr(SRTPlatform, "get_kv_pool_cls")
+    from sglang.srt.platforms import current_platform
+
+    return _ASKED == "get_kv_pool_cls" or current_platform.is_out_of_tree()
 
 
 def offer_draft_backends() -> None:

@@ -96,11 +96,7 @@ def _parallelism(view: Any, config: DSAConfig) -> list[str]:
             "use --pp-size 1 and more tensor or data parallelism"
         )
     ranks = view.tp_size // (view.dp_size if view.enable_dp_attention else 1)
-    try:
-        config.check_tensor_parallel(ranks)
-    except ValueError as error:
-        reasons.append(str(error))
-    return reasons
+    return reasons + config.tensor_parallel_faults(ranks)
 
 
 def _speculative(raw: Mapping[str, Any]) -> list[str]:

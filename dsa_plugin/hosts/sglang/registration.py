@@ -14,14 +14,13 @@ from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
 from sglang.srt.environ import envs
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-from dsa_plugin.hosts.sglang.compat import BACKEND, has_pool_hook
+from dsa_plugin.hosts.sglang.compat import BACKEND, POOL_HOOK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 MODELS = "dsa_plugin.hosts.sglang.models"
 RESOLUTION_STEP = "handle_model_specific_adjustments"
-POOL_HOOK = "sglang.srt.platforms.interface.SRTPlatform.get_kv_pool_cls"
 
 
 def register_with_sglang() -> None:
@@ -37,8 +36,7 @@ def register_with_sglang() -> None:
         envs.SGLANG_EXTERNAL_MODEL_PACKAGE.set(MODELS)
     add_attention_backend_choices([BACKEND])
     register_resolution_hook(RESOLUTION_STEP)(_resolve)
-    if has_pool_hook():
-        HookRegistry.register(POOL_HOOK, _pool_class, HookType.AROUND)
+    HookRegistry.register(POOL_HOOK, _pool_class, HookType.AROUND)
 
 
 def _resolve(server_args: Any, previous: Callable[[Any], None]) -> None:
@@ -47,11 +45,11 @@ def _resolve(server_args: Any, previous: Callable[[Any], None]) -> None:
     resolve(server_args, previous)
 
 
-def _pool_class(hosts: Callable[..., type | None], platform: Any, *, kind: str) -> type | None:
-    if kind == "dsa":
+def _pool_class(hosts: Callable[..., type | None], platform: Any, **kind: str) -> type | None:
+    if kind in ({"kind": "dsa"}, {}):
         from dsa_plugin.hosts.sglang.pool import pool_class
 
         ours = pool_class()
         if ours is not None:
             return ours
-    return hosts(platform, kind=kind)
+    return hosts(platform, **kind)

@@ -31,8 +31,8 @@ def verify_and_update_config(vllm_config: VllmConfig, reason: str) -> None:
     model_config = vllm_config.model_config
     hf_config = model_config.hf_config
     config = DSAConfig.from_hf(hf_config)
-    config.check_tensor_parallel(vllm_config.parallel_config.tensor_parallel_size)
     reasons = [
+        *config.tensor_parallel_faults(vllm_config.parallel_config.tensor_parallel_size),
         *_unsupported_parallelism(vllm_config.parallel_config, config),
         *_unsupported_cache(vllm_config.cache_config, str(model_config.dtype)),
     ]

@@ -111,6 +111,7 @@ class DSAIndexer(nn.Module):
         **host_kwargs: Any,
     ) -> None:
         super().__init__()
+        self.constants: attention.Indexer
         self.num_heads = config.index_n_heads
         self.interleaved = bool(config.indexer_rope_interleave)
         self.wq_b = ReplicatedLinear(
@@ -146,15 +147,6 @@ class DSAIndexer(nn.Module):
         )
         q = self.wq_b(q_latent)[0].view(-1, self.num_heads, INDEX_HEAD_DIM)
         return attention.IndexerInputs(q, k, weights)
-
-    def set_constants(self, cos_sin_cache: Tensor) -> None:
-        self.constants = attention.Indexer(
-            k_norm=self.k_norm.weight,
-            k_norm_bias=self.k_norm.bias,
-            k_norm_eps=self.k_norm.eps,
-            interleaved=self.interleaved,
-            cos_sin_cache=cos_sin_cache,
-        )
 
 
 class DSAAttention(CacheLayer):
@@ -223,7 +215,9 @@ class DSAAttention(CacheLayer):
             cos_sin_cache=cos_sin_cache,
         )
         if self.indexer is not None:
-            self.indexer.set_constants(cos_sin_cache)
+            self.indexer.constants = attention.Indexer(
+                self.indexer.k_norm, self.indexer.interleaved, cos_sin_cache
+            )
         return self.mla
 
     def forward(

@@ -32,6 +32,13 @@ class CpuTorchPlatform(SRTPlatform):
     def get_default_attention_backend(self) -> str:
         return "torch_native"
 
+    def get_paged_allocator_cls(self) -> type:
+        """SGLang's own: the default since 0.5.22; before, it needs TRITON_INTERPRET=1."""
+        from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
+
+        allocator: type = PagedTokenToKVPoolAllocator
+        return allocator
+
     def supports_speculative_algorithm(self, algorithm: str) -> bool:
         return algorithm in ("EAGLE", "NEXTN")
 
