@@ -54,13 +54,13 @@ def deployment(recipe: Recipe) -> Deployment:
             raise ValueError(f"--{flag} is {value!r}, which is no number")
         return value
 
-    ranks = number("tensor-parallel-size", 1)
+    tp = number("tensor-parallel-size", 1)
     if host == "vllm":
-        tp, dp = ranks, number("data-parallel-size", 1)
-        ep = recipe.gpus if recipe.args.get("enable-expert-parallel") else 1
+        dp = number("data-parallel-size", 1)
+        ep = float(recipe.gpus if recipe.args.get("enable-expert-parallel") else 1)
     else:
-        dp = number("attention-data-parallel-size", 1)
-        tp, ep = ranks / dp, number("expert-parallel-size", 1)
+        dp = number("attention-data-parallel-size", 1)  # of the tensor-parallel ranks
+        tp, ep = tp / dp, number("expert-parallel-size", 1)
     return Deployment(
         model=model,
         gpu=find_gpu(recipe.hardware.gpu),

@@ -130,5 +130,9 @@ def _describe(fault: Any) -> str:
 
 def _model_at(path: list[Any]) -> type[BaseModel]:
     """The model whose keys lie at a path of the recipe."""
-    inner = {"hardware": Hardware, "needs": Needs, "expected": Figure}
+    inner: dict[str, type[BaseModel]] = {
+        "hardware": Hardware,
+        "needs": Needs,
+        "expected": Figure,
+    }
     return inner[path[0]] if path else Recipe

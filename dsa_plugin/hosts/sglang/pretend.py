@@ -34,9 +34,9 @@ def pretend(target: Target) -> None:
         return
     _replace_torch(target)
     mib = target.memory_bytes / (1 << 20)
+    probes: Any = common
     # They run nvidia-smi and rocminfo.
-    common.get_nvgpu_memory_capacity = lambda: mib  # type: ignore[assignment]
-    common.get_amdgpu_memory_capacity = lambda: mib  # type: ignore[assignment]
+    probes.get_nvgpu_memory_capacity = probes.get_amdgpu_memory_capacity = lambda: mib
     current_platform.__class__ = RocmSRTPlatform if target.is_rocm else CudaSRTPlatform
     for probe in list(vars(common).values()):
         if hasattr(probe, "cache_clear"):

@@ -37,9 +37,9 @@ def resolve(question: Question) -> Answer:
     if question.target:
         pretend(question.target)
     load_plugins()
-    parser = argparse.ArgumentParser()
+    parser: Any = argparse.ArgumentParser()
     ServerArgs.add_cli_args(parser)
-    parser.error = _refuse  # type: ignore[method-assign]  # it would print all of its usage
+    parser.error = _refuse  # its own prints all of its usage
     known = parser._option_string_actions
     check_flags(question.arguments, known, f"SGLang {__version__}")
     for argument in question.arguments:

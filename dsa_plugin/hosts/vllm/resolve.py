@@ -23,8 +23,8 @@ def resolve(question: Question) -> Answer:
     if question.target:
         pretend(question.target)
     load_general_plugins()
-    parser = make_arg_parser(FlexibleArgumentParser())
-    parser.error = _refuse  # type: ignore[method-assign]  # it would print all of its usage
+    parser: Any = make_arg_parser(FlexibleArgumentParser())
+    parser.error = _refuse  # its own prints all of its usage
     check_flags(question.arguments, parser._option_string_actions, f"vLLM {__version__}")
     args = parser.parse_args(question.arguments)
     args.model = args.model_tag or args.model  # as ServeSubcommand.cmd does
