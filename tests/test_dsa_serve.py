@@ -118,6 +118,7 @@ def test_a_node_has_a_rank_and_a_head() -> None:
     assert "run it on each" in refusal(dsa_serve("glm-5.2/vllm-h200-2x8"))
 
 
+@pytest.mark.serving
 def test_values_of_the_shell_win() -> None:
     # vLLM does not know the flag, so nothing is served.
     done = subprocess.run(
