@@ -198,6 +198,12 @@ class Server:
         """Exit code of the server, None while it runs."""
         return self._process.poll() if self._process else None
 
+    def interrupt(self, timeout: float = 45) -> int:
+        """Ctrl-C, as a terminal sends it to all of the foreground; the exit code."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGINT)
+        return self._process.wait(timeout)
+
     def stop(self, timeout: float = 45) -> int | None:
         """SIGTERM, then SIGKILL to the whole group; the exit code, -9 where it had to be killed."""
         process = self._process

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 _MODELS = "dsa_plugin.hosts.vllm.model"
+OUR_MODEL = (_MODELS, "DSAForCausalLM")
+"""Module and class that serve a DSA model."""
 _logger = init_logger("vllm.dsa_plugin")
 
 
@@ -29,7 +31,7 @@ def register_with_vllm() -> None:
     active, reason = decide("vLLM", native_path)
     for architecture in (name for entry in all_entries() for name in entry.architectures):
         if active:
-            ModelRegistry.register_model(architecture, f"{_MODELS}:DSAForCausalLM")
+            ModelRegistry.register_model(architecture, ":".join(OUR_MODEL))
             MODELS_CONFIG_MAP[architecture] = _serving_hook(reason)
         else:
             MODELS_CONFIG_MAP[architecture] = _leaving_hook(

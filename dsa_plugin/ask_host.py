@@ -1,0 +1,173 @@
+"""Ask a host, in its own process, what it makes of a command line on some machine.
+
+`ask` runs `python -m dsa_plugin.hosts.<host>.resolve`, which calls `answer` with what it does for
+one question. Hosts decide once for a process which machine it is on, so each question has a child
+process of its own, forked after the host was imported: that costs seconds, a child milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dsa_plugin.planning.gpus import Gpu
+
+_PREFIX = "answer: "
+
+GPUS_OF_ARCH = {
+    "sm80": ("a100-40g", "a100-80g", "a800"),
+    "sm86": ("rtx-3090",),
+    "sm89": ("rtx-4090", "l40s"),
+    "sm90": ("h20", "h100", "h800", "h200"),
+    "sm100": ("b200",),
+    "sm120": ("rtx-5090", "rtx-pro-6000"),
+    "sm121": ("gb10",),
+    "gfx942": ("mi300x", "mi325x"),
+    "gfx950": ("mi350x", "mi355x"),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """The machine that a host is asked about, which need not be this one.
+
+    Attributes:
+        device: what torch.cuda.get_device_name() says there.
+        arch: sm80 ..., gfx942 ...; empty for this machine.
+        memory_bytes: of one GPU.
+        count: GPUs of the machine.
+    """
+
+    device: str
+    arch: str
+    memory_bytes: int
+    count: int
+
+    @classmethod
+    def here(cls) -> Target:
+        """This machine, whatever it has."""
+        return cls("", "", 0, 0)
+
+    @classmethod
+    def of(cls, gpu: Gpu, count: int) -> Target:
+        """A machine with so many of a GPU."""
+        [arch] = [arch for arch, names in GPUS_OF_ARCH.items() if gpu.name in names]
+        return cls(gpu.device, arch, gpu.memory_gib << 30, count)
+
+    @property
+    def is_rocm(self) -> bool:
+        return self.arch.startswith("gfx")
+
+    @property
+    def capability(self) -> tuple[int, int]:
+        """CUDA's, or what HIP gives for it: gfx942 is (9, 4)."""
+        digits = self.arch.removeprefix("sm").removeprefix("gfx")
+        if self.is_rocm:
+            return int(digits[0]), int(digits[1])
+        return int(digits[:-1]), int(digits[-1])
+
+
+@dataclass(frozen=True)
+class Question:
+    """A command line of the host's, without the program.
+
+    Attributes:
+        target: None: only whether the host knows the flags and their values.
+        env: set for it.
+    """
+
+    arguments: list[str]
+    target: Target | None = None
+    env: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the host said.
+
+    Attributes:
+        error: what it ended with; None: it takes the command line.
+        settled: values that it settled on, by name.
+    """
+
+    error: str | None
+    settled: dict[str, Any] = field(default_factory=dict)
+
+
+def ask(python: str, host: str, questions: Iterable[Question]) -> list[Answer]:
+    """One answer a question, in order.
+
+    Raises:
+        ValueError: the host cannot be asked at all; with the end of what it wrote.
+    """
+    sent = [asdict(question) for question in questions]
+    done = subprocess.run(
+        [python, "-P", "-m", f"dsa_plugin.hosts.{host}.resolve"],
+        input=json.dumps(sent),
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = done.stdout.splitlines()
+    answers = [
+        Answer(**json.loads(line[len(_PREFIX) :])) for line in lines if line.startswith(_PREFIX)
+    ]
+    if len(answers) != len(sent):
+        tail = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
+        raise ValueError(f"{host} did not answer (exit code {done.returncode}):\n{tail}")
+    return answers
+
+
+def answer(resolve: Callable[[Question], Answer]) -> None:
+    """Host side: answer the questions on stdin, each in a child of this process."""
+    for item in json.load(sys.stdin):
+        target = Target(**item["target"]) if item["target"] else None
+        question = Question(item["arguments"], target, item["env"])
+        sys.stdout.flush()
+        child = os.fork()
+        if child == 0:
+            _answer_and_exit(resolve, question)
+        _, status = os.waitpid(child, 0)
+        if status != 0:
+            _write(Answer(f"its process ended with status {status}"))
+
+
+def _answer_and_exit(resolve: Callable[[Question], Answer], question: Question) -> None:
+    os.environ.update(question.env)
+    try:
+        _write(resolve(question))
+    except (Exception, SystemExit) as error:  # noqa: BLE001  whatever it is, it is the answer
+        _write(Answer(f"{type(error).__name__}: {error}"))
+    # Neither the host's threads nor its exit handlers are this child's.
+    os._exit(0)
+
+
+def _write(answer: Answer) -> None:
+    sys.stdout.write(_PREFIX + json.dumps(asdict(answer), default=str) + "\n")
+    sys.stdout.flush()
+
+
+def check_flags(arguments: Sequence[str], known: Mapping[str, Any], program: str) -> None:
+    """Refuse flags that the host does not have under just this name.
+
+    argparse itself also takes a flag's beginning, which a new flag can make ambiguous.
+
+    Args:
+        known: by flag, with its dashes.
+
+    Raises:
+        ValueError: naming the nearest known flag.
+    """
+    for argument in arguments:
+        flag = argument.partition("=")[0]
+        if flag.startswith("--") and flag not in known:
+            near = get_close_matches(flag, known, n=1, cutoff=0.0)[0]
+            raise ValueError(f"{flag} is not a flag of {program}; the nearest is {near}")

@@ -1,0 +1,68 @@
+"""What SGLang makes of a command line: its parser, and its resolved arguments on a target.
+
+`python -m dsa_plugin.hosts.sglang.resolve`, as `dsa_plugin.ask_host` runs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn
+
+from sglang.srt.arg_groups.overrides import resolving_view
+from sglang.srt.plugins import load_plugins
+from sglang.srt.server_args import ServerArgs
+from sglang.version import __version__
+
+from dsa_plugin.ask_host import Answer, Question, answer, check_flags
+from dsa_plugin.hosts.sglang.compat import BACKEND
+from dsa_plugin.hosts.sglang.pretend import prepare, pretend
+
+# Its fields, by name.
+_SETTLED = (
+    "dsa_prefill_backend",
+    "dsa_decode_backend",
+    "kv_cache_dtype",
+    "context_length",
+    "tp_size",
+    "attn_dp_size",
+)
+
+
+def resolve(question: Question) -> Answer:
+    """As `sglang.launch_server` does, up to where it starts processes.
+
+    Raises:
+        ValueError: also for a deprecated flag; the next release may lack it.
+    """
+    if question.target:
+        pretend(question.target)
+    load_plugins()
+    parser: Any = argparse.ArgumentParser()
+    ServerArgs.add_cli_args(parser)
+    parser.error = _refuse  # its own prints all of its usage
+    known = parser._option_string_actions
+    check_flags(question.arguments, known, f"SGLang {__version__}")
+    for argument in question.arguments:
+        _refuse_deprecated(argument, known.get(argument))
+    server_args = ServerArgs.from_cli_args(parser.parse_args(question.arguments))
+    if question.target is None:
+        return Answer(None)
+    server_args.resolve_once()
+    view = resolving_view(server_args)
+    settled = {name: getattr(view, name) for name in _SETTLED}
+    served_by = "dsa_plugin" if view.attention_backend == BACKEND else "sglang"
+    return Answer(None, settled | {"served_by": served_by})
+
+
+def _refuse_deprecated(flag: str, action: Any) -> None:
+    if type(action).__name__.startswith("Deprecated"):
+        raise ValueError(f"{flag} is deprecated; use {action.new_flag}")
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ValueError(message)
+
+
+if __name__ == "__main__":
+    prepare()
+    answer(resolve)

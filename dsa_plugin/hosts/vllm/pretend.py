@@ -1,0 +1,74 @@
+"""vLLM as it would be on a GPU that this machine lacks: its own code, asked on its own platform.
+
+What: gives the platform object, which every module of vLLM holds, the class of another platform,
+and answers its questions about the device. Why: what runs where is decided by dozens of functions
+that ask this object; a table typed from them would be wrong with the next release. Modules are
+imported before, on the platform that this machine has, since some load kernels on import.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+from vllm.model_executor.layers.quantization import get_quantization_config
+from vllm.model_executor.models import registry
+from vllm.platforms import current_platform
+from vllm.platforms.interface import DeviceCapability
+
+from dsa_plugin.ask_host import Target
+from dsa_plugin.hosts.vllm.registration import OUR_MODEL
+from dsa_registry import all_entries
+
+# Of a CUDA build; platforms/cuda.py imports it for the ops that it registers.
+_KERNELS = "vllm._C_stable_libtorch"
+
+
+def prepare() -> None:
+    """Import what configurations import, once, before this process has children that pretend."""
+    get_quantization_config("fp8")  # imports every quantisation method
+    # vLLM inspects a model's class in a process of its own so as not to initialise CUDA; here that
+    # would only cost each child 15 s.
+    registry._run_in_subprocess = lambda inspect: inspect()
+    for name in (name for entry in all_entries() for name in entry.architectures):
+        registry._try_inspect_model_cls(name, registry.ModelRegistry.models[name])
+        registry._try_inspect_model_cls(name, registry._LazyRegisteredModel(*OUR_MODEL))
+
+
+def pretend(target: Target) -> None:
+    """Let the rest of this process take the machine for the target's; cannot be undone."""
+    if target == Target.here():
+        return
+    platform = _rocm(target) if target.is_rocm else _cuda(target)
+    current_platform.__class__ = platform
+
+
+def _device(base: type, target: Target) -> type:
+    capability = DeviceCapability(*target.capability)
+    answers: dict[str, Any] = {
+        "get_device_capability": lambda device_id=0: capability,
+        "get_device_name": lambda device_id=0: target.device,
+        "get_device_total_memory": lambda device_id=0: target.memory_bytes,
+        "is_fully_connected": lambda device_ids: True,
+        "device_count": lambda: target.count,
+        "validate_environ": lambda *_: None,
+    }
+    return type(base.__name__, (base,), {k: staticmethod(v) for k, v in answers.items()})
+
+
+def _cuda(target: Target) -> type:
+    sys.modules.setdefault(_KERNELS, ModuleType(_KERNELS))
+    from vllm.platforms.cuda import NonNvmlCudaPlatform
+
+    return _device(NonNvmlCudaPlatform, target)
+
+
+def _rocm(target: Target) -> type:
+    properties = SimpleNamespace(gcnArchName=target.arch)
+    torch.cuda.get_device_properties = lambda *_: properties  # type: ignore[assignment]
+    # It reads the architecture as it is imported.
+    rocm = importlib.reload(importlib.import_module("vllm.platforms.rocm"))
+    return _device(rocm.RocmPlatform, target)

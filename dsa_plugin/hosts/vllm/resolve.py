@@ -1,0 +1,56 @@
+"""What vLLM makes of a command line: its parser, and its configuration on a target.
+
+`python -m dsa_plugin.hosts.vllm.resolve`, as `dsa_plugin.ask_host` runs it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from vllm import __version__
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.model_executor.models import ModelRegistry
+from vllm.plugins import load_general_plugins
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from dsa_plugin.ask_host import Answer, Question, answer, check_flags
+from dsa_plugin.hosts.vllm.pretend import prepare, pretend
+
+
+def resolve(question: Question) -> Answer:
+    """As `vllm serve` does, up to where it starts processes."""
+    if question.target:
+        pretend(question.target)
+    load_general_plugins()
+    parser: Any = make_arg_parser(FlexibleArgumentParser())
+    parser.error = _refuse  # its own prints all of its usage
+    check_flags(question.arguments, parser._option_string_actions, f"vLLM {__version__}")
+    args = parser.parse_args(question.arguments)
+    args.model = args.model_tag or args.model  # as ServeSubcommand.cmd does
+    validate_parsed_serve_args(args)
+    if question.target is None:
+        return Answer(None)
+    config = AsyncEngineArgs.from_cli_args(args).create_engine_config(headless=args.headless)
+    model, cache, parallel = config.model_config, config.cache_config, config.parallel_config
+    model_class: Any = ModelRegistry.models[model.architecture]
+    return Answer(
+        None,
+        {
+            "served_by": model_class.module_name.partition(".")[0],
+            "kv_cache_dtype": cache.cache_dtype,
+            "max_model_len": model.max_model_len,
+            "tensor_parallel_size": parallel.tensor_parallel_size,
+            "data_parallel_size": parallel.data_parallel_size,
+            "enable_expert_parallel": parallel.enable_expert_parallel,
+        },
+    )
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ValueError(message)
+
+
+if __name__ == "__main__":
+    prepare()
+    answer(resolve)
