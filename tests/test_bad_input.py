@@ -190,6 +190,11 @@ ARGUMENTS: dict[str, list[tuple[Sequence[str], str]]] = {
         (["--kv-cache-dtype", "fp8_e5m2"], "--kv-cache-dtype fp8_e5m2 with a"),
         (["--kv-cache-dtype", "bf16", "--dtype", "float32"], "in 656 bytes a token (fp8_e4m3)"),
         (["--tp", "3"], "tensor parallel size 3 does not divide num_attention_heads=4"),
+        (
+            ["--tp", "6", "--dp", "2", "--enable-dp-attention"],
+            "tensor parallel size 3 does not divide num_attention_heads=4",
+        ),
+        (["--tp", "6", "--attn-dp-size", "2"], "tensor parallel size 3 does not divide"),
         (["--page-size", "32"], "--page-size 32: pages hold 64 tokens"),
         (["--pp-size", "2"], "--pp-size 2"),
         (["--enable-two-batch-overlap"], "--enable-two-batch-overlap: "),

@@ -67,6 +67,20 @@ The second name is that of 0.5.20 and 0.5.21. Remove it with them.
 """
 
 
+def attention_tp_size(view: Any) -> int:
+    """Ranks that divide the heads of one attention among them.
+
+    Since 0.5.22 resolution moves the width of data-parallel attention from dp_size to attn_dp_size,
+    before it asks us (arg_groups/parallel_hook.py). Remove the second branch with 0.5.21.
+    """
+    if hasattr(view, "attn_dp_size"):
+        width = view.attn_dp_size
+    else:
+        width = view.dp_size if view.enable_dp_attention else 1
+    size: int = view.tp_size // width
+    return size
+
+
 def has_pool_hook() -> bool:
     """Whether this platform is asked: every one since 0.5.22, before only an out-of-tree one.
 

@@ -9,7 +9,7 @@ import torch
 
 from dsa_kernels.layout import INDEX_PAGE
 from dsa_plugin.config import DSAConfig
-from dsa_plugin.hosts.sglang.compat import has_pool_hook
+from dsa_plugin.hosts.sglang.compat import attention_tp_size, has_pool_hook
 
 # Field of the arguments -> why not.
 _FEATURES = {
@@ -95,8 +95,7 @@ def _parallelism(view: Any, config: DSAConfig) -> list[str]:
             f"--pp-size {view.pp_size}: pipeline stages are not tested with the plugin on SGLang; "
             "use --pp-size 1 and more tensor or data parallelism"
         )
-    ranks = view.tp_size // (view.dp_size if view.enable_dp_attention else 1)
-    return reasons + config.tensor_parallel_faults(ranks)
+    return reasons + config.tensor_parallel_faults(attention_tp_size(view))
 
 
 def _speculative(raw: Mapping[str, Any]) -> list[str]:
