@@ -17,13 +17,8 @@ kernels.png beside this file, or into --out.
 from __future__ import annotations
 
 import argparse
-import datetime as dt
-import importlib.metadata
 import json
-import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +30,8 @@ import sparse_mla_cases
 import topk_select_cases
 import torch
 from benchmark_case import Case, Scale
-from peers import Peers, Run
+from measuring import provenance, seconds, version
+from peers import Peers
 
 from dsa_kernels.testing import error
 
@@ -45,7 +41,6 @@ CASES: dict[str, Callable[[Scale], Iterator[Case]]] = {
     "topk_select": topk_select_cases.cases,
     "sparse_mla": sparse_mla_cases.cases,
 }
-REPEATS = 20
 
 
 @dataclass(frozen=True)
@@ -64,41 +59,17 @@ class Roofline:
         a = torch.randn(n, n, device=scale.device).bfloat16()
         b, c = torch.randn_like(a), torch.empty_like(a)
         return cls(
-            2 * size / seconds([lambda: target.copy_(source)], scale),
-            2 * n**3 / seconds([lambda: torch.mm(a, b, out=c)], scale),
+            2 * size / seconds([lambda: target.copy_(source)], scale.device),
+            2 * n**3 / seconds([lambda: torch.mm(a, b, out=c)], scale.device),
         )
 
     def least_seconds(self, case: Case) -> float:
         return max(case.bytes / self.bandwidth, case.flops / self.flops)
 
 
-def seconds(runs: list[Run], scale: Scale) -> float:
-    """Median time of one call, over `REPEATS` rounds through all runs."""
-    for run in runs:
-        run()
-    if scale.device.type != "cuda":
-        began = time.perf_counter()
-        for run in runs:
-            run()
-        return (time.perf_counter() - began) / len(runs)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for run in runs:
-            run()
-    times: list[float] = []
-    for _ in range(REPEATS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3 / len(runs))
-    return statistics.median(times)
-
-
 def measure(case: Case, roofline: Roofline, scale: Scale) -> dict[str, Any]:
     """One row of the result."""
-    time = seconds(case.runs, scale)
+    time = seconds(case.runs, scale.device)
     row: dict[str, Any] = {
         "op": case.op,
         "case": case.name,
@@ -116,7 +87,7 @@ def measure(case: Case, roofline: Roofline, scale: Scale) -> dict[str, Any]:
             # In this order: what a run writes, another may write, too.
             theirs, ours = (case.comparable(first()).clone() for first in (runs[0], case.runs[0]))
             difference = error(theirs, ours).rms
-            peer_time = seconds(runs, scale)
+            peer_time = seconds(runs, scale.device)
         except Exception as failure:  # noqa: BLE001 (a library that is not ours may raise anything)
             row["peers"][name] = {"absent": f"{type(failure).__name__}: {failure}"}
             continue
@@ -173,13 +144,6 @@ def plot(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=150, bbox_inches="tight")
 
 
-def version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "absent"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description="Ops against the roofline and their peers.")
     parser.add_argument("--op", nargs="+", choices=CASES, default=list(CASES))
@@ -200,9 +164,7 @@ def main() -> int:
             rows.append(measure(case, roofline, scale))
             print(describe(rows[-1]), flush=True)
     result = {
-        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "device": platform.machine() if options.dry_run else torch.cuda.get_device_name(),
-        "versions": {name: version(name) for name in ("torch", "triton", "dsa-plugin")},
+        **provenance(device),
         "roofline": {"bandwidth": roofline.bandwidth, "flops": roofline.flops},
         "rows": rows,
     }

@@ -40,9 +40,9 @@ def triton_bf16_mla_sparse_interface(q, kv, indices, sm_scale):
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
-def run(*arguments: str, interpret: str) -> subprocess.CompletedProcess[str]:
+def run(script: str, *arguments: str, interpret: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(BENCHMARKS / "kernels.py"), *arguments],
+        [sys.executable, str(BENCHMARKS / script), *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -51,11 +51,12 @@ def run(*arguments: str, interpret: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.triton
-def test_dry_run(tmp_path: Path) -> None:
+def test_kernels(tmp_path: Path) -> None:
     for path, source in PEERS.items():
         (tmp_path / path).parent.mkdir(parents=True)
         (tmp_path / path).write_text(source)
-    done = run("--dry-run", "--out", str(tmp_path), "--peers", str(tmp_path), interpret="1")
+    folder = str(tmp_path)
+    done = run("kernels.py", "--dry-run", "--out", folder, "--peers", folder, interpret="1")
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "kernels.json").read_text())
     assert len({row["op"] for row in result["rows"]}) == 4
@@ -77,7 +78,20 @@ def test_dry_run(tmp_path: Path) -> None:
     assert "SGLang Triton absent (no folder of --peers has sglang" in done.stdout
 
 
-def test_without_a_gpu_it_says_what_would_work() -> None:
-    done = run(interpret="0")
+def test_layer(tmp_path: Path) -> None:
+    done = run("layer.py", "--dry-run", "--out", str(tmp_path), interpret="0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads((tmp_path / "layer.json").read_text())
+    compared = set()
+    for point in result["points"]:
+        assert point["ms"]["dsa"] > 0
+        assert ("rms_difference" in point) == (point["context"] <= result["index_topk"])
+        compared |= point.get("rms_difference", {}).keys()
+    assert compared == {"dsa", "dense, matrix products", "dense, SDPA"}
+
+
+@pytest.mark.parametrize("script", ["kernels.py", "layer.py"])
+def test_without_a_gpu_it_says_what_would_work(script: str) -> None:
+    done = run(script, interpret="0")
     assert done.returncode == 2
-    assert "--dry-run with TRITON_INTERPRET=1" in done.stderr
+    assert "--dry-run" in done.stderr
