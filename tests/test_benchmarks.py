@@ -90,7 +90,17 @@ def test_layer(tmp_path: Path) -> None:
     assert compared == {"dsa", "dense, matrix products", "dense, SDPA"}
 
 
-@pytest.mark.parametrize("script", ["kernels.py", "layer.py"])
+@pytest.mark.serving
+@pytest.mark.matrix
+def test_serve_gpu(tmp_path: Path) -> None:
+    done = run("serve_gpu.py", "--dry-run", "--out", str(tmp_path), interpret="0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (result,) = json.loads((tmp_path / "serve_gpu.json").read_text())["results"].values()
+    assert all(min(row.values()) > 0 for row in result["contexts"].values())
+    assert len(result["contexts"]) == 2
+
+
+@pytest.mark.parametrize("script", ["kernels.py", "layer.py", "serve_gpu.py"])
 def test_without_a_gpu_it_says_what_would_work(script: str) -> None:
     done = run(script, interpret="0")
     assert done.returncode == 2
