@@ -1,11 +1,12 @@
 """Each op against the chip's roofline, and against other libraries in the same process.
 
-    python benchmarks/kernels.py [--peers DIR] [--op sparse_mla ...]
+    python benchmarks/kernels.py [--peers DIR ...] [--op sparse_mla ...]
     TRITON_INTERPRET=1 python benchmarks/kernels.py --dry-run    # tiny, on a CPU: tests the script
 
-DIR is an unzipped vLLM 0.26.0 CUDA wheel: it carries FlashMLA, DeepGEMM and vLLM's top-k. A peer
-gets the same inputs and its result is compared with ours; one that cannot run is listed with the
-reason.
+A DIR is an unzipped wheel, or a site-packages, of vLLM or SGLang. vLLM 0.26.0's CUDA wheel has
+FlashMLA, DeepGEMM, vLLM's top-k and its Triton kernels; SGLang 0.5.23's Triton kernels run from any
+of its wheels. A peer gets the same inputs and its result is compared with ours; one that cannot run
+is listed with the reason. Under the interpreter bf16 peers differ: it multiplies bit patterns.
 
 Times are CUDA events around a captured graph, so without the host's launch cost. The graph runs
 over copies of the inputs that together exceed the second-level cache, as the layers of a model do.
@@ -16,26 +17,30 @@ kernels.png beside this file, or into --out.
 from __future__ import annotations
 
 import argparse
-import datetime as dt
-import importlib.metadata
 import json
-import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cache_write_cases
+import indexer_logits_cases
 import sparse_mla_cases
+import topk_select_cases
 import torch
-from benchmark_case import Case, Run, Scale
+from benchmark_case import Case, Scale
+from measuring import provenance, seconds, version
+from peers import Peers
 
 from dsa_kernels.testing import error
 
-CASES: dict[str, Callable[[Scale], Iterator[Case]]] = {"sparse_mla": sparse_mla_cases.cases}
-REPEATS = 20
+CASES: dict[str, Callable[[Scale], Iterator[Case]]] = {
+    "cache_write": cache_write_cases.cases,
+    "indexer_logits": indexer_logits_cases.cases,
+    "topk_select": topk_select_cases.cases,
+    "sparse_mla": sparse_mla_cases.cases,
+}
 
 
 @dataclass(frozen=True)
@@ -54,46 +59,22 @@ class Roofline:
         a = torch.randn(n, n, device=scale.device).bfloat16()
         b, c = torch.randn_like(a), torch.empty_like(a)
         return cls(
-            2 * size / seconds([lambda: target.copy_(source)], scale),
-            2 * n**3 / seconds([lambda: torch.mm(a, b, out=c)], scale),
+            2 * size / seconds([lambda: target.copy_(source)], scale.device),
+            2 * n**3 / seconds([lambda: torch.mm(a, b, out=c)], scale.device),
         )
 
     def least_seconds(self, case: Case) -> float:
         return max(case.bytes / self.bandwidth, case.flops / self.flops)
 
 
-def seconds(runs: list[Run], scale: Scale) -> float:
-    """Median time of one call, over `REPEATS` rounds through all runs."""
-    for run in runs:
-        run()
-    if scale.device.type != "cuda":
-        began = time.perf_counter()
-        for run in runs:
-            run()
-        return (time.perf_counter() - began) / len(runs)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for run in runs:
-            run()
-    times: list[float] = []
-    for _ in range(REPEATS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3 / len(runs))
-    return statistics.median(times)
-
-
 def measure(case: Case, roofline: Roofline, scale: Scale) -> dict[str, Any]:
     """One row of the result."""
-    ours = seconds(case.runs, scale)
+    time = seconds(case.runs, scale.device)
     row: dict[str, Any] = {
         "op": case.op,
         "case": case.name,
-        "us": ours * 1e6,
-        "roofline_fraction": roofline.least_seconds(case) / ours,
+        "us": time * 1e6,
+        "roofline_fraction": roofline.least_seconds(case) / time,
         "flops": case.flops,
         "bytes": case.bytes,
         "peers": {},
@@ -103,14 +84,16 @@ def measure(case: Case, roofline: Roofline, scale: Scale) -> dict[str, Any]:
             row["peers"][name] = {"absent": runs}
             continue
         try:
-            difference = error(runs[0](), case.runs[0]()).rms
-            theirs = seconds(runs, scale)
+            # In this order: what a run writes, another may write, too.
+            theirs, ours = (case.comparable(first()).clone() for first in (runs[0], case.runs[0]))
+            difference = error(theirs, ours).rms
+            peer_time = seconds(runs, scale.device)
         except Exception as failure:  # noqa: BLE001 (a library that is not ours may raise anything)
             row["peers"][name] = {"absent": f"{type(failure).__name__}: {failure}"}
             continue
         row["peers"][name] = {
-            "us": theirs * 1e6,
-            "ratio": theirs / ours,
+            "us": peer_time * 1e6,
+            "ratio": peer_time / time,
             "rms_difference": difference,
             "agrees": difference <= case.tolerance,
         }
@@ -132,48 +115,48 @@ def describe(row: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Intensity against performance, with the measured roof."""
+    """Time against the roofline's; and the roofline itself, with the ops that multiply."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
+    figure, (times, roof) = plt.subplots(1, 2, figsize=(13, 5))
+    limits = [row["us"] * row["roofline_fraction"] for row in result["rows"]]
+    times.loglog(limits, limits, "k-", label="roofline")
     bandwidth, flops = result["roofline"]["bandwidth"], result["roofline"]["flops"]
-    figure, axes = plt.subplots(figsize=(8, 5))
-    intensity = [row["flops"] / row["bytes"] for row in result["rows"]]
-    xs = [min(*intensity, flops / bandwidth) / 4, flops / bandwidth, max(*intensity, 1) * 4]
-    axes.loglog(xs, [min(x * bandwidth, flops) / 1e12 for x in xs], "k-")
-    for op in sorted({row["op"] for row in result["rows"]}):
+    intensities = [bend := flops / bandwidth, 4 * bend]
+    for op in dict.fromkeys(row["op"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["op"] == op]
-        axes.loglog(
-            [row["flops"] / row["bytes"] for row in rows],
-            [row["flops"] / row["us"] / 1e6 for row in rows],
-            "o",
-            label=op,
-        )
-    axes.set(xlabel="FLOP a byte", ylabel="TFLOP/s", title=result["device"])
-    axes.legend()
+        us = [row["us"] for row in rows]
+        times.loglog([row["us"] * row["roofline_fraction"] for row in rows], us, "o", label=op)
+        if rows[0]["flops"]:
+            intensity = [row["flops"] / row["bytes"] for row in rows]
+            tflops = [row["flops"] / row["us"] / 1e6 for row in rows]
+            roof.loglog(intensity, tflops, "o", label=op)
+            intensities += intensity
+    intensities.sort()
+    roof.loglog(intensities, [min(x * bandwidth, flops) / 1e12 for x in intensities], "k-")
+    times.set(xlabel="least time by the roofline, us", ylabel="time, us", title=result["device"])
+    roof.set(xlabel="FLOP a byte", ylabel="TFLOP/s", title=result["date"])
+    times.legend()
+    roof.legend()
     figure.savefig(path, dpi=150, bbox_inches="tight")
-
-
-def version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "absent"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Ops against the roofline and their peers.")
     parser.add_argument("--op", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--peers", type=Path, help="unzipped vLLM 0.26.0 CUDA wheel")
+    parser.add_argument(
+        "--peers", type=Path, nargs="+", default=[], help="folders that hold vllm or sglang"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes on a CPU")
     options = parser.parse_args()
     if not options.dry_run and not torch.cuda.is_available():
         parser.error("no GPU found; --dry-run with TRITON_INTERPRET=1 runs tiny shapes on a CPU")
     device = torch.device("cpu" if options.dry_run else "cuda")
-    scale = Scale(device, tiny=options.dry_run, peers=options.peers)
+    scale = Scale(device, tiny=options.dry_run, peers=Peers(tuple(options.peers)))
     roofline = Roofline.measure(scale)
     rows = []
     for op in options.op:
@@ -181,9 +164,7 @@ def main() -> int:
             rows.append(measure(case, roofline, scale))
             print(describe(rows[-1]), flush=True)
     result = {
-        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "device": platform.machine() if options.dry_run else torch.cuda.get_device_name(),
-        "versions": {name: version(name) for name in ("torch", "triton", "dsa-plugin")},
+        **provenance(device),
         "roofline": {"bandwidth": roofline.bandwidth, "flops": roofline.flops},
         "rows": rows,
     }

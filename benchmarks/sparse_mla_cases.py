@@ -1,4 +1,4 @@
-"""sparse_mla: decode of a batch, and a prefill chunk of one request, beside FlashMLA."""
+"""sparse_mla: decode of a batch, and a prefill chunk of one request, beside other libraries."""
 
 from __future__ import annotations
 
@@ -7,31 +7,36 @@ from functools import partial
 from typing import Any
 
 import torch
-from benchmark_case import Case, Run, Scale, peer_module
+from benchmark_case import Case, Scale
+from peers import Run, runs
+from random_caches import BLOCK_SIZE, block_table, latent_cache, selected_slots
 from torch import Tensor
+from torch.nn.functional import pad
 
-from dsa_kernels.layout import LATENT_DIM, LATENT_FP8_BYTES
+from dsa_kernels.layout import KV_LORA_RANK, LATENT_DIM
 from dsa_kernels.sparse_mla import sparse_mla
 from dsa_kernels.testing import sparse_mla_bytes, sparse_mla_flops
 
-BLOCK_SIZE = 64
 SOFTMAX_SCALE = 192**-0.5
 # bf16 weights and results, rounded in another order than ours: twice the error of either.
 TOLERANCE = 2.0**-7
-FLASH_MLA = "vllm.third_party.flashmla.flash_mla_interface"
+FLASH_MLA_HEADS = 64  # fewer are padded, as vLLM pads them
+SGLANG = "sglang.kernels.ops.attention.dsa"
 
 
 def cases(scale: Scale) -> Iterator[Case]:
-    topk = 40 if scale.tiny else 2048
+    topk = 48 if scale.tiny else 2048
     heads = (16,) if scale.tiny else (128, 64, 16)
+    dtypes = (torch.uint8, torch.bfloat16)
     for context in (128,) if scale.tiny else (8 << 10, 32 << 10, 128 << 10):
         for batch in (1,) if scale.tiny else (1, 8, 32, 128):
             for h in heads:
-                yield _case(scale, "decode", batch, batch, context, h, topk, torch.uint8)
+                for dtype in dtypes:
+                    yield _case(scale, "decode", batch, batch, context, h, topk, dtype)
     chunk = 2 if scale.tiny else 4096
     for context in (128,) if scale.tiny else (32 << 10, 128 << 10):
         for h in heads:
-            for dtype in (torch.bfloat16, torch.uint8):
+            for dtype in dtypes:
                 yield _case(scale, "prefill", 1, chunk, context, h, topk, dtype)
 
 
@@ -47,24 +52,48 @@ def _case(
 ) -> Case:
     """`rows` queries spread evenly over `requests` contexts of `context` tokens."""
     nbytes = sparse_mla_bytes(rows, topk, cache_dtype)
-    runs: list[Run] = []
-    peer_runs: list[Run] = []
-    flash_mla = peer_module(scale, FLASH_MLA)
+    ours: list[Run] = []
+    inputs: list[tuple[Tensor, Tensor, Tensor]] = []
     for _ in range(scale.copies(nbytes)):
-        cache = _cache(requests * context // BLOCK_SIZE, cache_dtype, scale)
+        cache = latent_cache(requests * context // BLOCK_SIZE, cache_dtype, scale.device)
         q = torch.randn(rows, heads, LATENT_DIM, device=scale.device).bfloat16()
-        slots = _slots(requests, rows // requests, context, topk, scale)
-        out = torch.empty(rows, heads, 512, dtype=q.dtype, device=scale.device)
-        runs.append(partial(_ours, q, cache, slots, out))
-        peer_runs.append(partial(_flash_mla, flash_mla, q, cache, slots.int(), {}))
+        table = block_table(requests, context, scale.device)
+        slots = selected_slots(table, rows // requests, topk)
+        out = torch.empty(rows, heads, KV_LORA_RANK, dtype=q.dtype, device=scale.device)
+        ours.append(partial(_ours, q, cache, slots, out))
+        inputs.append((q, cache, slots.int()))
+    peers = {
+        "FlashMLA": runs(
+            scale.peers.module("vllm.third_party.flashmla.flash_mla_interface"),
+            partial(_flash_mla, heads=heads, state={}),
+            [(pad(q, (0, 0, 0, max(0, FLASH_MLA_HEADS - heads))), *rest) for q, *rest in inputs],
+        )
+    }
+    if cache_dtype == torch.bfloat16:
+        peers["vLLM Triton"] = runs(
+            scale.peers.module("vllm.v1.attention.ops.xpu_mla_sparse"), _vllm_triton, inputs
+        )
+        options = {
+            "topk_length": torch.full((rows,), topk, dtype=torch.int32, device=scale.device),
+            # A tile: otherwise it asks the GPU.
+            "config": (16, 4, 1) if scale.tiny else None,
+        }
+        peers["SGLang Triton"] = runs(
+            scale.peers.module(f"{SGLANG}.triton_sparse_mla_prefill"),
+            partial(_sglang_prefill, options=options),
+            inputs,
+        )
+        peers["SGLang Triton, split"] = runs(
+            scale.peers.module(f"{SGLANG}.triton_sparse_mla"), _sglang_split, inputs
+        )
     kind = "fp8" if cache_dtype == torch.uint8 else "bf16"
     return Case(
         op="sparse_mla",
         name=f"{step} {context >> 10}K, {rows} rows, {heads} heads, {kind}",
         flops=sparse_mla_flops(rows, heads, topk),
         bytes=nbytes,
-        runs=runs,
-        peers={"FlashMLA": flash_mla if isinstance(flash_mla, str) else peer_runs},
+        runs=ours,
+        peers=peers,
         tolerance=TOLERANCE,
     )
 
@@ -74,7 +103,7 @@ def _ours(q: Tensor, cache: Tensor, slots: Tensor, out: Tensor) -> Tensor:
 
 
 def _flash_mla(
-    library: Any, q: Tensor, cache: Tensor, slots: Tensor, state: dict[str, Any]
+    library: Any, q: Tensor, cache: Tensor, slots: Tensor, heads: int, state: dict[str, Any]
 ) -> Tensor:
     """FlashMLA's prefill kernel for bf16, its decode kernel for fp8, one query a request."""
     if cache.dtype == torch.uint8:
@@ -84,40 +113,41 @@ def _flash_mla(
             cache[:, :, None],
             None,
             None,
-            512,
+            KV_LORA_RANK,
             plan,
             softmax_scale=SOFTMAX_SCALE,
             is_fp8_kvcache=True,
             indices=slots[:, None],
         )
-        result: Tensor = out[:, 0]
+        out = out[:, 0]
     else:
         latents = cache.view(-1, 1, LATENT_DIM)
-        result = library.flash_mla_sparse_fwd(q, latents, slots[:, None], SOFTMAX_SCALE)[0]
+        out = library.flash_mla_sparse_fwd(q, latents, slots[:, None], SOFTMAX_SCALE)[0]
+    result: Tensor = out[:, :heads]
     return result
 
 
-def _cache(blocks: int, dtype: torch.dtype, scale: Scale) -> Tensor:
-    """Pages drawn from at most 256 random ones; in fp8 scales are 1 and codes finite."""
-    pages = min(blocks, 256)
-    latent = torch.randn(pages, BLOCK_SIZE, LATENT_DIM, device=scale.device)
-    if dtype == torch.uint8:
-        packed = torch.empty(
-            pages, BLOCK_SIZE, LATENT_FP8_BYTES, dtype=torch.uint8, device=scale.device
-        )
-        packed[..., :512] = latent[..., :512].to(torch.float8_e4m3fn).view(torch.uint8)
-        packed[..., 512:528] = torch.ones_like(latent[..., :4]).view(torch.uint8)
-        packed[..., 528:] = latent[..., 512:].bfloat16().view(torch.uint8)
-        return packed[torch.randint(pages, (blocks,), device=scale.device)]
-    return latent.to(dtype)[torch.randint(pages, (blocks,), device=scale.device)]
+def _vllm_triton(library: Any, q: Tensor, cache: Tensor, slots: Tensor) -> Tensor:
+    latents = cache.view(-1, 1, LATENT_DIM)
+    result: Tensor = library.triton_bf16_mla_sparse_interface(
+        q, latents, slots[:, None], SOFTMAX_SCALE
+    )[0]
+    return result
 
 
-def _slots(requests: int, queries: int, context: int, topk: int, scale: Scale) -> Tensor:
-    """[requests * queries, topk]: ascending random positions of each row, on random pages."""
-    tables = torch.randperm(requests * context // BLOCK_SIZE, device=scale.device)
-    tables = tables.view(requests, -1).repeat_interleave(queries, 0)
-    rows = requests * queries
-    position = torch.empty(rows, topk, dtype=torch.int64, device=scale.device)
-    for row in range(rows):
-        position[row] = torch.randperm(context, device=scale.device)[:topk].sort().values
-    return tables.gather(1, position // BLOCK_SIZE) * BLOCK_SIZE + position % BLOCK_SIZE
+def _sglang_prefill(
+    library: Any, q: Tensor, cache: Tensor, slots: Tensor, options: dict[str, Any]
+) -> Tensor:
+    latents = cache.view(-1, LATENT_DIM)
+    result: Tensor = library.sparse_mla_prefill(q, latents, slots, SOFTMAX_SCALE, **options)
+    return result
+
+
+def _sglang_split(library: Any, q: Tensor, cache: Tensor, slots: Tensor) -> Tensor:
+    """What SGLang runs on AMD: one pass over many rows, split and merged for few."""
+    nope, rope = q[..., :KV_LORA_RANK], q[..., KV_LORA_RANK:]
+    latents = cache.view(-1, 1, LATENT_DIM)
+    result: Tensor = library.triton_sparse_mla_fwd(
+        nope, rope, latents, slots[:, None], SOFTMAX_SCALE
+    )
+    return result[0]

@@ -2,10 +2,11 @@
 
     ci/compile PYTHON                     # compile all, write docs/compile_matrix.md
     ci/compile PYTHON --check             # compile all, fail if that table is not the result
-    ci/compile PYTHON --sample            # a case of each kernel and chip, no table: what CI runs
+    ci/compile PYTHON --sample --check    # a case of each kernel and chip: what CI runs
 
 A row is a launch that serving can reach: `compile_cases` of an op's kernel.py. It fails if a kernel
-does not compile, spills registers to memory, or needs more shared memory than its chip has.
+does not compile, spills registers to memory, needs more shared memory than its chip has, or lacks
+the matrix instruction that its products ask for.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +36,22 @@ from dsa_kernels.launch import Launch
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "docs" / "compile_matrix.md"
+# These multiply 64 rows at least.
+WIDE, WIDE_ROWS = ("wgmma", "tcgen05.mma"), 64
 HEAD = f"""# What the compiler makes of each kernel
 
 Written by `ci/compile`, with Triton {triton.__version__}; do not edit. Registers are those of a
-thread, shared memory that of a block. None spills registers to memory, or takes more shared memory
-than its chip has: `ci/compile` refuses to write the table otherwise. Nothing here was measured on a
-chip.
+thread, shared memory that of a block. No kernel spills registers to memory, takes more shared
+memory than its chip has, or lacks the matrix instruction of its row: `ci/compile` refuses to write
+the table otherwise. Nothing here was measured on a chip.
+
+Where a kernel multiplies, its instruction is the chip's own, but for two reasons. `wgmma` and
+`tcgen05.mma` multiply {WIDE_ROWS} rows or more; a tile of fewer has `mma.sync`, and its row says
+how many it has. NVIDIA's chips have no matrix instruction that multiplies fp32 unrounded.
+
+| chip | launches | its instruction | used by | `mma.sync` instead | fp32 | no product |
+|---|---|---|---|---|---|---|
 """
-# A kernel that has several is listed with the first.
-MATRIX_INSTRUCTIONS = ("tcgen05.mma", "wgmma", "mma.sync", "v_mfma")
 POINTERS = {
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
@@ -63,7 +73,9 @@ class Compiled:
         registers: of a thread.
         spilled: bytes of a thread (NVIDIA: stack frame) or registers (AMD).
         smem_bytes: shared memory of a block.
-        matrix: the matrix instruction in its code, or "".
+        matrix: the matrix instruction that its products should use, or "" if there are none.
+        remark: why that is not the chip's own: few rows, or fp32.
+        has_matrix: whether it is in the code.
     """
 
     op: str
@@ -74,6 +86,8 @@ class Compiled:
     spilled: int
     smem_bytes: int
     matrix: str
+    remark: str
+    has_matrix: bool
 
     def faults(self) -> Iterator[str]:
         """Why this must not be launched."""
@@ -82,6 +96,16 @@ class Compiled:
             yield f"spills {self.spilled}"
         if self.smem_bytes > limit:
             yield f"needs {self.smem_bytes} bytes of shared memory; a block has {limit}"
+        if not self.has_matrix:
+            yield f"multiplies without {self.matrix}"
+
+    def line(self) -> str:
+        """Of the table."""
+        matrix = ", ".join(filter(None, (self.matrix, self.remark)))
+        return (
+            f"| {self.arch} | {self.name} | {self.config} | {self.registers} "
+            f"| {self.smem_bytes / KIB:.1f} | {matrix} |\n"
+        )
 
 
 def ops() -> list[str]:
@@ -90,8 +114,14 @@ def ops() -> list[str]:
     return sorted(path.parent.name for path in package.glob("*/kernel.py"))
 
 
+@cache
 def cases(op: str, arch: Arch) -> dict[str, Launch]:
-    return dict(importlib.import_module(f"dsa_kernels.{op}.kernel").compile_cases(arch))
+    """Of all kernels of an op, by name; what two names share, Triton's own cache compiles once."""
+    package = Path(dsa_kernels.__file__).parent
+    found: dict[str, Launch] = {}
+    for path in sorted(package.glob(f"{op}/*kernel.py")):
+        found |= importlib.import_module(f"dsa_kernels.{op}.{path.stem}").compile_cases(arch)
+    return found
 
 
 def source(launch: Launch) -> ASTSource:
@@ -132,6 +162,7 @@ def compile_launch(op: str, name: str, launch: Launch, arch: Arch) -> Compiled:
         code = kernel.asm["amdgcn"]
         # Scalar registers spill into lanes of vector registers, which costs no memory.
         registers, spilled = _count(code, "vgpr_count"), _count(code, "private_segment_fixed_size")
+    matrix, remark = expected_matrix(kernel.asm["ttir"], arch)
     config = launch.config
     blocks = ", ".join(f"{block} {size}" for block, size in config.blocks.items())
     return Compiled(
@@ -142,8 +173,24 @@ def compile_launch(op: str, name: str, launch: Launch, arch: Arch) -> Compiled:
         registers,
         spilled,
         kernel.metadata.shared,
-        next((each for each in MATRIX_INSTRUCTIONS if each in code), ""),
+        matrix,
+        remark,
+        matrix in code,
     )
+
+
+def expected_matrix(ttir: str, arch: Arch) -> tuple[str, str]:
+    """What the products in Triton's own code should become, and why that is not the chip's own."""
+    products = re.findall(r"= tt\.dot .* -> tensor<(\d+)x\d+xf32>", ttir)
+    operands = re.findall(r"= tt\.dot .* : tensor<\d+x\d+x(\w+)>", ttir)
+    if not products:
+        return "", ""
+    if arch.backend == "cuda" and set(operands) == {"f32"}:
+        return "", "fp32"
+    rows = max(map(int, products))
+    if arch.matrix_instruction in WIDE and rows < WIDE_ROWS:
+        return "mma.sync", f"{rows} rows"
+    return arch.matrix_instruction, ""
 
 
 def _nvidia_resources(cubin: bytes) -> tuple[int, int]:
@@ -172,18 +219,22 @@ def _count(amdgcn: str, field: str) -> int:
 def table(rows: list[Compiled]) -> str:
     """All rows as Markdown: a section an op, a line a case and chip."""
     parts = [HEAD]
+    for arch in ARCHS.values():
+        kinds = Counter((row.matrix, row.remark) for row in rows if row.arch == arch.name)
+        own = kinds.pop((arch.matrix_instruction, ""), 0)
+        fp32, none = kinds.pop(("", "fp32"), 0), kinds.pop(("", ""), 0)
+        few = kinds.total()
+        parts.append(
+            f"| {arch.name} | {own + few + fp32 + none} | {arch.matrix_instruction} "
+            f"| {own} | {few} | {fp32} | {none} |\n"
+        )
     for op in sorted({row.op for row in rows}):
         parts.append(f"\n## {op}\n\n")
         parts.append(
             "| chip | case | blocks, warps, stages | registers | KiB shared | matrix unit |\n"
         )
         parts.append("|---|---|---|---|---|---|\n")
-        parts.extend(
-            f"| {row.arch} | {row.name} | {row.config} | {row.registers} "
-            f"| {row.smem_bytes / KIB:.1f} | {row.matrix} |\n"
-            for row in rows
-            if row.op == op
-        )
+        parts.extend(row.line() for row in rows if row.op == op)
     return "".join(parts)
 
 
@@ -223,7 +274,8 @@ def main() -> int:
     items = work(options.sample, options.arch, options.op)
     rows, faults = [], []
     with ProcessPoolExecutor(options.jobs) as pool:
-        for done, result in enumerate(pool.map(compile_one, items), 1):
+        results = zip(items, pool.map(compile_one, items), strict=True)
+        for done, (item, result) in enumerate(results, 1):
             if isinstance(result, str):
                 faults.append(result)
             else:
@@ -231,8 +283,7 @@ def main() -> int:
                 faults.extend(
                     f"{result.op} {result.arch} {result.name}: {fault}" for fault in result.faults()
                 )
-            if sys.stderr.isatty():
-                print(f"\r{done}/{len(items)}", end="", file=sys.stderr)
+            print(f"{done}/{len(items)}", *item, file=sys.stderr)
     for fault in faults:
         print(f"FAULT {fault}")
     print(f"{len(rows)} of {len(items)} kernels compiled, {len(faults)} faults")
@@ -240,11 +291,16 @@ def main() -> int:
     if faults:
         return 1
     if options.check:
-        recorded = TABLE.read_text(encoding="utf-8").splitlines()
-        for line in table(rows).splitlines():
+        recorded = TABLE.read_text(encoding="utf-8").splitlines(keepends=True)
+        if HEAD.splitlines(keepends=True)[2] not in recorded:
+            print(f"{TABLE.relative_to(ROOT)} is not of Triton {triton.__version__}: not compared")
+            return 0
+        # The head counts all rows, of which a sample has a few.
+        lines = [row.line() for row in rows] if options.sample else table(rows).splitlines(True)
+        for line in lines:
             if line not in recorded:
                 faults.append(line)
-                print(f"not in {TABLE.relative_to(ROOT)}: {line}")
+                print(f"not in {TABLE.relative_to(ROOT)}: {line}", end="")
         if faults:
             print("Run ci/compile and commit the table.")
     elif items == work(False, list(ARCHS), ops()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -260,6 +261,26 @@ def test_padding_is_skipped(dtype: torch.dtype, data: st.DataObject) -> None:
         storage = [cache.untyped_storage().tolist() for cache in (latent, index)]
         results.append(storage)
     assert results[0] == results[1]
+
+
+def test_pages_beyond_int32() -> None:
+    """Pages 2^30 values apart; what is not written is never touched, so it takes no memory."""
+    page = 2**30 + 64
+    positions, table, slot = torch.tensor([3]), make_cos_sin_cache(4), torch.tensor([2 * 16 + 1])
+    weight, bias = torch.randn(128), torch.randn(128)
+    kv, k = torch.randn(1, 576).half(), torch.randn(1, 128).half()
+    caches = []
+    for width in (576, 128):
+        storage = torch.from_numpy(np.empty(2 * page + 16 * width, dtype=np.float16))
+        caches.append(storage.as_strided((3, 16, width), (page, width, 1)))
+    latent, index = caches
+    latent_cache_write(kv, torch.ones(512), EPS, positions, table, latent, slot)
+    index_cache_write(k, weight, bias, EPS, positions, table, index, slot, interleaved=True)
+    near = make_latent_cache(torch.float16, 1, 16), make_index_cache(torch.float16, 1, 16)
+    latent_cache_write(kv, torch.ones(512), EPS, positions, table, near[0], slot - 32)
+    index_cache_write(k, weight, bias, EPS, positions, table, near[1], slot - 32, interleaved=True)
+    assert torch.equal(latent[2, 1], near[0][0, 1])
+    assert torch.equal(index[2, 1], near[1][0, 1])
 
 
 def test_torch_compile_sees_one_opaque_op() -> None:

@@ -8,12 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from dsa_kernels.arch import ARCHS, Arch
-from dsa_kernels.indexer_logits import gather_index_keys, indexer_logits, indexer_logits_paged
+from dsa_kernels.indexer_logits import (
+    gather_index_keys,
+    indexer_logits,
+    indexer_logits_paged,
+    reference,
+)
 from dsa_kernels.testing import make_block_table, make_index_cache, make_slots
 from dsa_testbed.index_keys import FP8, assert_within, fill, inputs, mask, truth
 from dsa_testbed.interpreted import kernels_run, stand_for  # noqa: F401 (a fixture)
@@ -21,6 +29,11 @@ from dsa_testbed.interpreted import kernels_run, stand_for  # noqa: F401 (a fixt
 pytestmark = [pytest.mark.triton, pytest.mark.usefixtures("poisoned_empty", "kernels_run")]
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, FP8]
+INT_MIN, INT_MAX = -(2**31), 2**31 - 1
+# Lengths beside a multiple of 32, which every tile of keys is, up to 4,100.
+EDGES = st.builds(
+    lambda tiles, by: max(1, 32 * tiles + by), st.integers(0, 128), st.integers(-1, 4)
+)
 
 
 @pytest.fixture
@@ -61,6 +74,22 @@ def test_edges_of_blocks(keys: int, num_sms: int, chip: Callable[[Arch], None]) 
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, FP8])
+@settings(max_examples=5, deadline=None, phases=[Phase.generate])  # shrinking takes minutes here
+@given(data=st.data())
+def test_any_ranges(dtype: torch.dtype, data: st.DataObject) -> None:
+    """Ranges that start and end anywhere: around the edges of tiles, and beyond the keys."""
+    keys, rows = data.draw(EDGES), data.draw(st.integers(1, 5))
+    bound_of_a_row = st.one_of(EDGES, st.sampled_from([INT_MIN, -1, 0, keys, keys + 1, INT_MAX]))
+    bounds = st.lists(bound_of_a_row, min_size=rows, max_size=rows)
+    start, end = (torch.tensor(data.draw(bounds), dtype=torch.int32) for _ in range(2))
+    q, weights, k = inputs(rows, data.draw(st.sampled_from([8, 20])), keys, dtype)
+    scale = torch.rand(keys) + 0.5 if dtype == FP8 else None
+    result = indexer_logits(q, weights, k, start, end, k_scale=scale)
+    expected = mask(truth(q, weights, k, scale), start, end)
+    assert_within(result, expected, bound(q, weights, k, scale))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, FP8])
 def test_a_long_chunk(dtype: torch.dtype, chip: Callable[[Arch], None]) -> None:
     """Rows from the middle of a context: tiles before, inside and after what a program sees."""
     chip(replace(ARCHS["sm80"], num_sms=1))
@@ -84,7 +113,7 @@ def test_more_rows_than_a_grid_axis_has() -> None:
 @pytest.mark.parametrize("name", ARCHS)
 def test_grids_fit_every_chip(name: str, kernels_run: list[str]) -> None:  # noqa: F811
     """Only the first axis of a grid may pass 65,535: rows lie there, and a million keys do not."""
-    from dsa_kernels.indexer_logits.kernel import plan
+    from dsa_kernels.indexer_logits.kernel import plan, plan_paged
 
     kernels_run.append("none: meta tensors")
 
@@ -103,6 +132,15 @@ def test_grids_fit_every_chip(name: str, kernels_run: list[str]) -> None:  # noq
         assert groups * (blocks["BLOCK_COLUMNS"] // blocks["BLOCK_HEADS"]) >= rows
         tiles = launch.arguments["tiles"]
         assert segments * tiles * blocks["BLOCK_KEYS"] >= keys
+
+    requests = 70_000
+    lens = meta(requests, 1, dtype=torch.int32)
+    table = meta(requests, 1 << 14, dtype=torch.int32)
+    weights, out = (meta(requests, *rest, dtype=torch.float32) for rest in ((1, 64), (1 << 20,)))
+    q, cache = meta(requests, 1, 64, 128), meta(9, 64, 128)
+    (launch,) = plan_paged(q, weights, cache, table, lens, out, ARCHS[name])
+    assert launch.grid[0] == requests
+    assert launch.grid[1] < 65_536
 
 
 def test_every_row_empty_and_no_keys() -> None:
@@ -147,24 +185,35 @@ def test_strided_inputs_and_out() -> None:
     assert wide[:, 80:].isnan().all()
 
 
-def check_paged(dtype: torch.dtype, block_size: int, next_n: int, heads: int) -> None:
-    """Requests that share a first page; gaps, unwritten tokens and the table's tail are garbage."""
-    lengths = [1, 64, 65, 150]
+def check_paged(
+    dtype: torch.dtype,
+    block_size: int,
+    next_n: int,
+    heads: int,
+    lengths: tuple[int, ...] = (1, 64, 65, 150),
+) -> None:
+    """Requests that share a first page; gaps, unwritten tokens and the table's tail are garbage.
+
+    No input is contiguous.
+    """
+    batch = len(lengths)
     blocks = sum(-(-length // block_size) for length in lengths) + 3
     cache = make_index_cache(torch.uint8 if dtype == FP8 else dtype, blocks, block_size, gap=1152)
-    table = make_block_table(lengths, block_size, blocks, shared=1)
+    table = make_block_table([*lengths], block_size, blocks, shared=1).T.contiguous().T
+    width = table.shape[1] * block_size
     for row, length in enumerate(lengths):
         k = torch.randn(length, 128).to(dtype)
         scale = torch.rand(length) + 0.5 if dtype == FP8 else None
         fill(cache, make_slots(table[row], torch.arange(length), block_size), k, scale)
-    q = torch.randn(4, next_n, heads, 128).to(dtype)
-    weights = torch.randn(4, next_n, heads)
+    q = torch.randn(batch, heads, next_n, 200).to(dtype)[..., 40:168].transpose(1, 2)
+    weights = torch.randn(heads, batch, next_n).permute(1, 2, 0)
     # Draft tokens see one more key each; a request's first rows may see nothing.
     context_lens = (torch.tensor(lengths)[:, None] - next_n + 1 + torch.arange(next_n)).clamp(min=0)
-    result = indexer_logits_paged(q, weights, cache, table, context_lens.int(), 160)
-    result = result.view(4, next_n, 160)
+    lens = context_lens.int().repeat(1, 2)[:, :next_n]
+    result = indexer_logits_paged(q, weights, cache, table, lens, width)
+    result = result.view(batch, next_n, width)
     for row, length in enumerate(lengths):
-        k, scale = gather_index_keys(cache, table[row], length)
+        k, scale = reference.gather_index_keys(cache, table[row], length)
         expected = truth(q[row], weights[row], k, scale)
         expected = mask(expected, torch.zeros(next_n), context_lens[row])
         assert_within(result[row, :, :length], expected, bound(q[row], weights[row], k, scale))
@@ -175,6 +224,50 @@ def check_paged(dtype: torch.dtype, block_size: int, next_n: int, heads: int) ->
 @pytest.mark.parametrize(("next_n", "heads"), [(1, 64), (2, 20), (3, 8)])
 def test_paged(dtype: torch.dtype, next_n: int, heads: int) -> None:
     check_paged(dtype, 64 if heads > 8 else 16, next_n, heads)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_gather(dtype: torch.dtype, data: st.DataObject) -> None:
+    """Bytes equal, whatever they are; tables may hold anything, where they are clamped."""
+    block_size = data.draw(st.sampled_from([1, 16, 48, 64]))
+    keys = data.draw(st.integers(0, 200))
+    cache = make_index_cache(dtype, 5, block_size, gap=512)
+    cache.copy_(torch.randint(0, 256, cache.view(torch.uint8).shape).byte().view(dtype))
+    entry = st.one_of(st.integers(0, 4), st.sampled_from([INT_MIN, -1, 5, INT_MAX]))
+    pages = -(-keys // block_size)
+    table = torch.tensor(data.draw(st.lists(entry, min_size=pages, max_size=pages + 2))).int()
+    row = table.repeat_interleave(2)[::2]
+    k, scale = gather_index_keys(cache, row, keys)
+    expected, expected_scale = reference.gather_index_keys(cache, row, keys)
+    assert k.dtype == expected.dtype
+    assert torch.equal(k.view(torch.uint8), expected.view(torch.uint8))
+    assert (scale is None) == (expected_scale is None) == (dtype != torch.uint8)
+    if scale is not None and expected_scale is not None:
+        assert torch.equal(scale.view(torch.int32), expected_scale.view(torch.int32))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, FP8])
+@settings(max_examples=5, deadline=None, phases=[Phase.generate])
+@given(data=st.data())
+def test_paged_lengths(dtype: torch.dtype, data: st.DataObject) -> None:
+    lengths = tuple(data.draw(st.lists(EDGES, min_size=1, max_size=3)))
+    block_size = data.draw(st.sampled_from([16, 48, 64]))
+    check_paged(dtype, block_size, data.draw(st.integers(1, 3)), 8, lengths)
+
+
+def test_pages_beyond_int32() -> None:
+    """Pages 2^30 values apart; what is not written is never touched, so it takes no memory."""
+    page = 2**30 + 64
+    storage = torch.from_numpy(np.empty(2 * page + 16 * 128, dtype=np.float16))
+    cache = storage.as_strided((3, 16, 128), (page, 128, 1))
+    cache[2] = torch.randn(16, 128).half()
+    q, weights = torch.randn(1, 1, 8, 128).half(), torch.randn(1, 1, 8)
+    table, lens = torch.tensor([[2]], dtype=torch.int32), torch.tensor([[16]], dtype=torch.int32)
+    result = indexer_logits_paged(q, weights, cache, table, lens, 16)
+    expected = truth(q[0], weights[0], cache[2])
+    assert_within(result, expected, bound(q[0], weights[0], cache[2]))
 
 
 def test_paged_with_more_draft_tokens_than_a_program_holds() -> None:
@@ -193,7 +286,7 @@ def test_paged_tables_may_hold_anything() -> None:
     q, weights = torch.randn(3, 1, 8, 128), torch.randn(3, 1, 8)
     table = torch.tensor([[2, -5], [2, 2**31 - 1], [-(2**31), 2**31 - 1]], dtype=torch.int32)
     wide = torch.full((3, 40), torch.nan)
-    lens = torch.tensor([[7], [0], [32]], dtype=torch.int32)
+    lens = torch.tensor([[7], [INT_MIN], [INT_MAX]], dtype=torch.int32)
     indexer_logits_paged(q, weights, cache, table, lens, 20, out=wide[:, :20])
     expected = truth(q[0], weights[0], cache[2, :7])
     assert_within(wide[:1, :7], expected, bound(q[0], weights[0], cache[2, :7]))

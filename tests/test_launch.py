@@ -12,13 +12,16 @@ import dsa_kernels
 from dsa_kernels.arch import ARCHS, Arch
 from dsa_kernels.launch import Launch
 
-OPS = sorted(path.parent.name for path in Path(dsa_kernels.__file__).parent.glob("*/kernel.py"))
+KERNELS = sorted(
+    f"{path.parent.name}.{path.stem}"
+    for path in Path(dsa_kernels.__file__).parent.glob("*/*kernel.py")
+)
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("arch", ARCHS.values(), ids=list(ARCHS))
-def test_every_chip_has_every_configuration(op: str, arch: Arch) -> None:
-    cases = list(import_module(f"dsa_kernels.{op}.kernel").compile_cases(arch))
+def test_every_chip_has_every_configuration(kernel: str, arch: Arch) -> None:
+    cases = list(import_module(f"dsa_kernels.{kernel}").compile_cases(arch))
     assert cases
     names = [name for name, _ in cases]
     assert len(set(names)) == len(names)

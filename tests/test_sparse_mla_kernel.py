@@ -84,6 +84,37 @@ def test_edges_of_blocks(
     assert ("_merge" in kernels_run) == (split and k > 32)
 
 
+def test_a_whole_selection(chip: Any) -> None:
+    """2048 of 4100 tokens, in eight parts; the second row's ends early, within a block."""
+    chip(replace(ARCHS["sm80"], num_sms=16))
+    used = torch.randperm(65 * 64)[:4100]
+    cache, values = filled_cache(torch.bfloat16, 65, 64, used)
+    q, slots = torch.randn(2, 8, 576).bfloat16(), random_slots(2, 2048, used)
+    length = torch.tensor([2048, 2017], dtype=torch.int32)
+    out, lse = sparse_mla(q, cache, slots, SCALE, topk_length=length)
+    for row in range(2):
+        seen = slots[row : row + 1, : int(length[row])]
+        check(out[row, None], lse[row, None], q[row, None], values, seen)
+
+
+@pytest.mark.parametrize("name", ARCHS)
+def test_grids_fit_every_chip(name: str, kernels_run: list[str]) -> None:  # noqa: F811
+    """Only the first axis of a grid may pass 65,535: rows lie there."""
+    from dsa_kernels.sparse_mla.kernel import plan
+
+    kernels_run.append("none: meta tensors")
+    for rows in (1, 70_000):
+        with torch.device("meta"):
+            cache = torch.empty(9, 64, 576, dtype=torch.bfloat16)
+            q, out = (torch.empty(rows, 128, width, dtype=cache.dtype) for width in (576, 512))
+            slots, lse = torch.empty(rows, 2048, dtype=torch.int32), torch.empty(rows, 128)
+        launches = plan(q, cache, slots, None, SCALE, out, lse, ARCHS[name])
+        assert len(launches) == 1 + (rows == 1)
+        for launch in launches:
+            assert launch.grid[0] >= rows
+            assert launch.grid[1] < 65_536
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("heads", "block_size"), [(16, 16), (40, 64), (16, 1)])
 def test_fp8_cache(dtype: torch.dtype, heads: int, block_size: int) -> None:
@@ -143,11 +174,17 @@ def test_offsets_beyond_int32() -> None:
     check(*sparse_mla(q, cache, slots, SCALE), q, values, slots)
 
 
-@pytest.mark.parametrize("slot", [*HOSTILE, 48])
-def test_hostile_slot(slot: int) -> None:
+@pytest.mark.parametrize(
+    ("slot", "dtype"),
+    [
+        *((slot, torch.int64) for slot in [*HOSTILE, 48]),
+        *((slot, torch.int32) for slot in (-(2**31), -1, 2**31 - 1, 48)),
+    ],
+)
+def test_hostile_slot(slot: int, dtype: torch.dtype) -> None:
     """One at a time; the entry beside it is valid, every unwritten slot (0 too) is NaN."""
     cache, values = filled_cache(torch.float32, 3, 16, torch.tensor([5]), gap=64)
-    q, slots = torch.randn(1, 3, 576), torch.tensor([[slot, 5, slot]])
+    q, slots = torch.randn(1, 3, 576), torch.tensor([[slot, 5, slot]], dtype=dtype)
     out, lse = sparse_mla(q, cache, slots, SCALE)
     expected, expected_lse = truth(q, values, slots)
     assert error(out, expected).rms < FP32_RMS

@@ -18,6 +18,9 @@ from dsa_testbed.topk import expected_rows
 pytestmark = [pytest.mark.triton, pytest.mark.usefixtures("poisoned_empty", "kernels_run")]
 
 
+INT_MIN, INT_MAX = -(2**31), 2**31 - 1
+
+
 def int32(values: list[int] | list[list[int]] | Tensor) -> Tensor:
     return torch.as_tensor(values, dtype=torch.int32)
 
@@ -42,9 +45,10 @@ def test_ties_and_ranges(data: st.DataObject) -> None:
     score = st.sampled_from([-3.0, -1.0, -0.0, 0.0, 1.0, 1e-45, -1e-45, -torch.inf, torch.inf])
     few = torch.tensor(data.draw(st.lists(score, min_size=1, max_size=7)))
     logits = few[torch.randint(0, len(few), (rows, columns))]
-    bounds = st.lists(st.integers(-3, columns + 3), min_size=rows, max_size=rows)
+    near = st.integers(-3, columns + 3)
+    bounds = st.lists(st.one_of(near, st.just(INT_MAX)), min_size=rows, max_size=rows)
     start = int32(data.draw(bounds)) if data.draw(st.booleans()) else None
-    end = int32(data.draw(bounds))
+    end = int32([data.draw(st.sampled_from([bound, INT_MIN])) for bound in data.draw(bounds)])
     with pytest.MonkeyPatch.context() as patch:
         pieces_of(patch, block)
         result = topk_select(logits, k, start, end)
@@ -75,8 +79,15 @@ def test_a_million_columns(kernels_run: list[str]) -> None:  # noqa: F811
 
 
 @pytest.mark.parametrize("k", [1, 64, 2048])
-@pytest.mark.parametrize("length", [1, 63, 64, 65, 127, 128, 129])
-def test_short_contexts(length: int, k: int) -> None:
+@pytest.mark.parametrize(
+    "length",
+    [
+        *(edge + by for edge in (64, 128, 2048, 4096) for by in (-1, 0, 1)),
+        *(1, 4100, 16384, 16385),
+    ],
+)
+def test_lengths(length: int, k: int) -> None:
+    """Around the powers of two: how many rows and keys a program takes changes there."""
     logits = torch.randn(3, length)
     end = int32([length, length - 1, 0])
     result = topk_select(logits, k, None, end)

@@ -26,6 +26,7 @@ class Arch:
         smem_bytes: shared memory (LDS on AMD) that one block may use, at most.
         warp_size: threads a warp (wavefront).
         num_sms: streaming multiprocessors (compute units); typical here, exact from `arch_of`.
+        matrix_instruction: the best one that multiplies tiles, as assembly spells it.
         has_e4m3: converts and multiplies float8_e4m3fn; elsewhere bytes are decoded by integers.
     """
 
@@ -35,6 +36,7 @@ class Arch:
     smem_bytes: int
     warp_size: int
     num_sms: int
+    matrix_instruction: str
     has_e4m3: bool
 
     @property
@@ -49,14 +51,14 @@ class Arch:
 ARCHS = {
     arch.name: arch
     for arch in (
-        Arch("sm80", "cuda", 80, 163 * KIB, 32, 108, has_e4m3=False),
-        Arch("sm86", "cuda", 86, 99 * KIB, 32, 82, has_e4m3=False),
-        Arch("sm89", "cuda", 89, 99 * KIB, 32, 128, has_e4m3=True),
-        Arch("sm90", "cuda", 90, 227 * KIB, 32, 132, has_e4m3=True),
-        Arch("sm100", "cuda", 100, 227 * KIB, 32, 148, has_e4m3=True),
-        Arch("sm120", "cuda", 120, 99 * KIB, 32, 170, has_e4m3=True),
-        Arch("gfx942", "hip", "gfx942", 64 * KIB, 64, 304, has_e4m3=False),
-        Arch("gfx950", "hip", "gfx950", 160 * KIB, 64, 256, has_e4m3=True),
+        Arch("sm80", "cuda", 80, 163 * KIB, 32, 108, "mma.sync", has_e4m3=False),
+        Arch("sm86", "cuda", 86, 99 * KIB, 32, 82, "mma.sync", has_e4m3=False),
+        Arch("sm89", "cuda", 89, 99 * KIB, 32, 128, "mma.sync", has_e4m3=True),
+        Arch("sm90", "cuda", 90, 227 * KIB, 32, 132, "wgmma", has_e4m3=True),
+        Arch("sm100", "cuda", 100, 227 * KIB, 32, 148, "tcgen05.mma", has_e4m3=True),
+        Arch("sm120", "cuda", 120, 99 * KIB, 32, 170, "mma.sync", has_e4m3=True),
+        Arch("gfx942", "hip", "gfx942", 64 * KIB, 64, 304, "v_mfma", has_e4m3=False),
+        Arch("gfx950", "hip", "gfx950", 160 * KIB, 64, 256, "v_mfma", has_e4m3=True),
     )
 }
 INTERPRETED = ARCHS["sm80"]  # what Triton's interpreter stands for: the portable way through each

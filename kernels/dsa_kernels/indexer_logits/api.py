@@ -177,7 +177,15 @@ def gather_index_keys(
             f"({block_table_row.shape[0]} blocks of {cache.shape[1]})"
         )
     check_devices("cache", cache, block_table_row=block_table_row)
-    return reference.gather_index_keys(cache, block_table_row, num_keys)
+    if not use_triton(cache.device):
+        return reference.gather_index_keys(cache, block_table_row, num_keys)
+    from dsa_kernels.indexer_logits.gather_kernel import gather_index_keys_op
+
+    fp8 = cache.dtype == torch.uint8
+    k = torch.empty(num_keys, INDEX_HEAD_DIM, dtype=cache.dtype, device=cache.device)
+    k_scale = torch.empty(num_keys, dtype=torch.float32, device=cache.device) if fp8 else None
+    gather_index_keys_op(cache, block_table_row, k, k_scale)
+    return k.view(torch.float8_e4m3fn) if fp8 else k, k_scale
 
 
 def warm_up_indexer(device: torch.device, cache_dtype: torch.dtype) -> None:

@@ -256,7 +256,7 @@ def _score_rows(
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
 ):
-    """Prefill: rows against one dense run of keys, each row with its own range of them."""
+    """Prefill: rows against one run of keys, each row with its own range, which may exceed it."""
     BLOCK_ROWS: tl.constexpr = BLOCK_COLUMNS // BLOCK_HEADS
     # Later rows of a prompt see more keys: they start first, and short rows fill the last wave.
     first_row = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64) * BLOCK_ROWS
@@ -270,8 +270,8 @@ def _score_rows(
     start = tl.load(row_start + row, mask=is_row, other=0)
     end = tl.load(row_end + row, mask=is_row, other=0)
 
-    low = tl.min(tl.where(start < end, start, num_keys)).to(tl.int32)
-    high = tl.max(tl.where(start < end, end, 0)).to(tl.int32)
+    low = tl.maximum(tl.min(tl.where(start < end, start, num_keys)), 0).to(tl.int32)
+    high = tl.minimum(tl.max(tl.where(start < end, end, 0)), num_keys).to(tl.int32)
     first = tl.program_id(1) * tiles
     last = tl.minimum(first + tiles, tl.cdiv(num_keys, BLOCK_KEYS))
     scored_first = tl.minimum(tl.maximum(low // BLOCK_KEYS, first), last)

@@ -187,7 +187,7 @@ def _select(
         start = tl.load(row_start + row, mask=is_row, other=0).to(end.dtype)
     place = piece * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     if candidates is None:
-        column = tl.maximum(start, 0)[:, None] + place[None, :]
+        column = tl.minimum(tl.maximum(start, 0), num_columns)[:, None] + place[None, :]
         valid = column < end[:, None]
     else:
         chosen = tl.load(

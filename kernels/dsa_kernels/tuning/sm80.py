@@ -15,6 +15,7 @@ INDEXER_LOGITS = {
     ("paged", 8): Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 128}, 4, 3),
     ("paged", 16): Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 128}, 4, 3),
     ("paged", 32): Config({"BLOCK_KEYS": 32, "BLOCK_COLUMNS": 64}, 8, 1),
+    "gather": Config({"BLOCK_TOKENS": 32}, 4, 1),
 }
 
 TOPK_SELECT = {

@@ -1,0 +1,181 @@
+"""cache_write: both caches of a layer, beside vLLM's writer, and the indexer's queries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from benchmark_case import Case, Scale
+from peers import Run, runs
+from random_caches import BLOCK_SIZE
+from torch import Tensor
+
+from dsa_kernels.cache_write import index_cache_write, index_query, latent_cache_write
+from dsa_kernels.layout import (
+    INDEX_FP8_BYTES,
+    INDEX_HEAD_DIM,
+    KV_LORA_RANK,
+    LATENT_DIM,
+    LATENT_FP8_BYTES,
+    ROPE_DIM,
+    index_fp8_views,
+    latent_fp8_views,
+)
+from dsa_kernels.testing import make_cos_sin_cache
+
+EPS = 1e-6
+HEADS = 64
+MAX_POSITION = 163840
+# Two roundings of the same values to e4m3, whose steps are 2^-3 at most: vLLM 0.26 has other scales
+# for latents, and does not round to bf16 before.
+TOLERANCE = 2.0**-4
+
+
+def cases(scale: Scale) -> Iterator[Case]:
+    for rows in (3,) if scale.tiny else (1, 8, 32, 128, 4096):
+        yield _write(scale, rows)
+        yield _query(scale, rows)
+
+
+def _write(scale: Scale, rows: int) -> Case:
+    """Both fp8 caches. No Hadamard transform, as vLLM has none."""
+    values = LATENT_DIM + INDEX_HEAD_DIM
+    nbytes = rows * (2 * values + 4 * ROPE_DIM + LATENT_FP8_BYTES + INDEX_FP8_BYTES)
+    blocks = -(-rows // BLOCK_SIZE)
+    table = _cos_sin(scale)
+    norm = torch.randn(KV_LORA_RANK, device=scale.device).bfloat16()
+    index_norm = torch.randn(2, INDEX_HEAD_DIM, device=scale.device)
+    ours: list[Run] = []
+    inputs: list[tuple[Tensor, ...]] = []
+    for _ in range(scale.copies(nbytes)):
+        x = torch.randn(rows, values, device=scale.device).bfloat16()
+        positions = torch.randint(len(table), (rows,), device=scale.device)
+        slots = torch.randperm(blocks * BLOCK_SIZE, device=scale.device)[:rows]
+        # A row for each page: the latent cache's, then the index cache's.
+        pages = torch.zeros(
+            blocks,
+            BLOCK_SIZE * (LATENT_FP8_BYTES + INDEX_FP8_BYTES),
+            dtype=torch.uint8,
+            device=scale.device,
+        )
+        call = (x, norm, index_norm, table, positions, slots)
+        ours.append(partial(_ours, *call, pages))
+        inputs.append((*call, torch.zeros_like(pages)))
+    return Case(
+        op="cache_write",
+        name=f"latent and index key, {rows} rows, fp8",
+        flops=0,
+        bytes=nbytes,
+        runs=ours,
+        peers={
+            "vLLM Triton": runs(
+                scale.peers.module("vllm.models.deepseek_v32.nvidia.kernels"), _vllm, inputs
+            )
+        },
+        tolerance=TOLERANCE,
+        comparable=_decoded,
+    )
+
+
+def _query(scale: Scale, rows: int) -> Case:
+    """RoPE, Hadamard, quantisation and head weights; no library has it as one kernel."""
+    nbytes = rows * (HEADS * (3 * INDEX_HEAD_DIM + 6) + 4 * ROPE_DIM)
+    table = _cos_sin(scale)
+    ours: list[Run] = []
+    for _ in range(scale.copies(nbytes)):
+        q = torch.randn(rows, HEADS, INDEX_HEAD_DIM, device=scale.device).bfloat16()
+        weights = torch.randn(rows, HEADS, device=scale.device).bfloat16()
+        positions = torch.randint(len(table), (rows,), device=scale.device)
+        ours.append(partial(_index_query, q, weights, positions, table))
+    return Case(
+        op="cache_write",
+        name=f"index query, {rows} rows, {HEADS} heads, fp8",
+        flops=0,
+        bytes=nbytes,
+        runs=ours,
+        peers={},
+        tolerance=0.0,
+    )
+
+
+def _cos_sin(scale: Scale) -> Tensor:
+    return make_cos_sin_cache(256 if scale.tiny else MAX_POSITION).to(scale.device)
+
+
+def _caches(pages: Tensor) -> tuple[Tensor, Tensor]:
+    """The fp8 latent and index caches that share pages."""
+    latent, index = pages.split([BLOCK_SIZE * LATENT_FP8_BYTES, BLOCK_SIZE * INDEX_FP8_BYTES], 1)
+    return (
+        latent.unflatten(1, (BLOCK_SIZE, LATENT_FP8_BYTES)),
+        index.unflatten(1, (BLOCK_SIZE, INDEX_FP8_BYTES)),
+    )
+
+
+def _decoded(pages: Tensor) -> Tensor:
+    latent, index = _caches(pages)
+    nope, scale, rope = latent_fp8_views(latent)
+    key, key_scale = index_fp8_views(index)
+    nope = nope.float().unflatten(-1, (scale.shape[-1], -1)) * scale[..., None]
+    return torch.cat((nope.flatten(2), rope.float(), key.float() * key_scale[..., None]), -1)
+
+
+def _ours(
+    x: Tensor,
+    norm: Tensor,
+    index_norm: Tensor,
+    table: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    pages: Tensor,
+) -> Tensor:
+    latent, index = _caches(pages)
+    kv, k = x.split([LATENT_DIM, INDEX_HEAD_DIM], 1)
+    latent_cache_write(kv, norm, EPS, positions, table, latent, slots)
+    weight, bias = index_norm
+    index_cache_write(k, weight, bias, EPS, positions, table, index, slots, interleaved=False)
+    return pages
+
+
+def _vllm(
+    library: Any,
+    x: Tensor,
+    norm: Tensor,
+    index_norm: Tensor,
+    table: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    pages: Tensor,
+) -> Tensor:
+    """fused_norm_rope, which writes both caches in one launch.
+
+    It also normalises the query's latent and clears the selection: here 16 and 1 values a row.
+    """
+    latent, index = _caches(pages)
+    kv, k_pe, k = x.split([KV_LORA_RANK, ROPE_DIM, INDEX_HEAD_DIM], 1)
+    library.fused_norm_rope(
+        positions,
+        kv[:, :16],
+        norm[:16],
+        EPS,
+        kv,
+        norm,
+        EPS,
+        k_pe,
+        table,
+        k,
+        *index_norm,
+        EPS,
+        table,
+        slots.new_empty(len(slots), 1, dtype=torch.int32),
+        slot_mapping=slots,
+        indexer_k_cache=index,
+        mla_kv_cache=latent,
+        mla_kv_cache_dtype="fp8_ds_mla",
+    )
+    return pages
+
+
+def _index_query(q: Tensor, weights: Tensor, positions: Tensor, table: Tensor) -> Tensor:
+    return index_query(q, weights, positions, table, interleaved=False, hadamard=True, fp8=True)[0]

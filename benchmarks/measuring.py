@@ -1,0 +1,60 @@
+"""Time on a device, and where and with what a result was measured."""
+
+from __future__ import annotations
+
+import datetime as dt
+import importlib.metadata
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peers import Run
+
+REPEATS = 20
+
+
+def seconds(runs: Sequence[Run], device: torch.device) -> float:
+    """Median time of one call, over `REPEATS` rounds through all runs; on a CPU, of one round.
+
+    On a GPU these are CUDA events around a captured graph, so without the host's launch cost.
+    """
+    for run in runs:
+        run()
+    if device.type != "cuda":
+        began = time.perf_counter()
+        for run in runs:
+            run()
+        return (time.perf_counter() - began) / len(runs)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for run in runs:
+            run()
+    times: list[float] = []
+    for _ in range(REPEATS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3 / len(runs))
+    return statistics.median(times)
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Date, chip and versions, to be written with every result."""
+    on_gpu = device.type == "cuda"
+    return {
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "device": torch.cuda.get_device_name() if on_gpu else platform.machine(),
+        "versions": {name: version(name) for name in ("torch", "triton", "dsa-plugin")},
+    }
+
+
+def version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"

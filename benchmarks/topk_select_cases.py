@@ -1,0 +1,109 @@
+"""topk_select: rows of a decode batch, and a prefill chunk of one request; 2048 of each row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from benchmark_case import Case, Scale
+from peers import Run, runs
+from torch import Tensor
+
+from dsa_kernels.topk_select import topk_select
+
+VLLM = "vllm/_C_stable_libtorch.abi3.so"
+WORKSPACE_BYTES = 1 << 20  # what vLLM gives its kernels (RADIX_TOPK_WORKSPACE_SIZE)
+COOPERATIVE_ROWS = 32  # the most for which vLLM chooses cooperative_topk
+
+
+def cases(scale: Scale) -> Iterator[Case]:
+    k = 16 if scale.tiny else 2048
+    for context in (128,) if scale.tiny else (8 << 10, 32 << 10, 128 << 10):
+        for rows in (2,) if scale.tiny else (1, 8, 32, 128):
+            end = torch.full((rows,), context, dtype=torch.int32, device=scale.device)
+            yield _case(scale, "decode", end, context, k)
+    chunk = 4 if scale.tiny else 4096
+    for context in (128,) if scale.tiny else (32 << 10, 128 << 10):
+        first = context - chunk + 1
+        end = torch.arange(first, context + 1, dtype=torch.int32, device=scale.device)
+        yield _case(scale, "prefill", end, context, k)
+
+
+def _case(scale: Scale, step: str, end: Tensor, context: int, k: int) -> Case:
+    """Rows of `context` scores, of which the first `end` count."""
+    rows = len(end)
+    nbytes = 4 * int(end.sum()) + 4 * rows * k
+    beyond = torch.arange(context, device=scale.device) >= end[:, None]
+    ours: list[Run] = []
+    inputs: list[tuple[Tensor, ...]] = []
+    for _ in range(scale.copies(nbytes)):
+        logits = torch.randn(rows, context, device=scale.device).masked_fill(beyond, -torch.inf)
+        out = torch.empty(rows, k, dtype=torch.int32, device=scale.device)
+        ours.append(partial(topk_select, logits, k, None, end, out=out))
+        workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=scale.device)
+        inputs.append((logits, torch.zeros_like(end), end, workspace, torch.empty_like(out)))
+    operators = scale.peers.operators(VLLM)
+    calls = (
+        {"cooperative_topk": _cooperative, "persistent_topk": _persistent, "per_row": _per_row}
+        if step == "decode"
+        else {"per_row": _per_row_of_ranges}
+    )
+    if rows > COOPERATIVE_ROWS:
+        calls.pop("cooperative_topk", None)
+    return Case(
+        op="topk_select",
+        name=f"{step} {context >> 10}K, {rows} rows, k {k}",
+        flops=0,
+        bytes=nbytes,
+        runs=ours,
+        peers={
+            "torch.topk": runs(torch, _torch_topk, inputs),
+            **{f"vLLM {name}": runs(operators, call, inputs) for name, call in calls.items()},
+        },
+        tolerance=0.0,
+        comparable=partial(_selected, inputs[0][0]),
+    )
+
+
+def _selected(logits: Tensor, indices: Tensor) -> Tensor:
+    """The selected scores in order: peers neither sort indices nor break ties as we do."""
+    score = logits.gather(1, indices.long().clamp(min=0))
+    return score.masked_fill(indices < 0, -torch.inf).sort().values
+
+
+def _torch_topk(
+    library: Any, logits: Tensor, _start: Tensor, _end: Tensor, _workspace: Tensor, out: Tensor
+) -> Tensor:
+    indices: Tensor = library.topk(logits, out.shape[1], sorted=False).indices
+    return indices
+
+
+def _cooperative(
+    library: Any, logits: Tensor, _start: Tensor, end: Tensor, workspace: Tensor, out: Tensor
+) -> Tensor:
+    library.cooperative_topk(logits, end, out, workspace, out.shape[1], logits.shape[1])
+    return out
+
+
+def _persistent(
+    library: Any, logits: Tensor, _start: Tensor, end: Tensor, workspace: Tensor, out: Tensor
+) -> Tensor:
+    library.persistent_topk(logits, end, out, workspace, out.shape[1], logits.shape[1])
+    return out
+
+
+def _per_row(
+    library: Any, logits: Tensor, _start: Tensor, end: Tensor, _workspace: Tensor, out: Tensor
+) -> Tensor:
+    library.top_k_per_row_decode(logits, 1, end, out, len(end), *logits.stride(), out.shape[1])
+    return out
+
+
+def _per_row_of_ranges(
+    library: Any, logits: Tensor, start: Tensor, end: Tensor, _workspace: Tensor, out: Tensor
+) -> Tensor:
+    rows, k = out.shape
+    library.top_k_per_row_prefill(logits, start, end, out, rows, *logits.stride(), k)
+    return out
