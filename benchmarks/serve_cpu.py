@@ -115,7 +115,12 @@ HOSTS = {
     "sglang": Host(
         SglangServer,
         sglang_python,
-        ("--disable-radix-cache", "--context-length"),
+        (
+            # About as much space; left alone, SGLang counts what other processes take as its own.
+            *("--mem-fraction-static", "0.5"),
+            *("--max-total-tokens", "400000"),
+            *("--disable-radix-cache", "--context-length"),
+        ),
         # As vLLM does it: one core is the API server's.
         {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) - 1))},
         {

@@ -33,7 +33,7 @@ def _dsa_attention(
     context = get_forward_context()
     layer = cast("DSAAttention", context.no_compile_layers[layer_name])
     if context.attn_metadata is None:
-        _profile(layer, q, out)
+        _profile(q, out)
         return
     batch = cast("dict[str, DSAMetadata]", context.attn_metadata)
     # Before 0.30 the host calls this after loading for its own attention classes only.
@@ -58,10 +58,8 @@ def _dsa_attention(
     )
 
 
-def _profile(layer: "DSAAttention", q: Tensor, out: Tensor) -> None:
-    """The host's profiling run has no cache: show it the logits workspace, and prepare the ops."""
-    if layer.indexer is not None:
-        attention.warm_up(q.device, layer.indexer.k_cache.dtype)
+def _profile(q: Tensor, out: Tensor) -> None:
+    """The host's profiling run has no cache: show it the logits workspace."""
     torch.empty(Env.load().logits_workspace_mb << 20, dtype=torch.uint8, device=q.device)
     out.zero_()
 

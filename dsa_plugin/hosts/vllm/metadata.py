@@ -8,6 +8,7 @@ import torch
 from vllm.v1.attention.backend import AttentionCGSupport, AttentionMetadataBuilder
 from vllm.v1.attention.backends.utils import split_decodes_and_prefills
 
+from dsa_plugin import attention
 from dsa_plugin.env import Env
 from dsa_plugin.hosts.vllm.compat import host_side_seq_lens
 from dsa_plugin.metadata import DSAMetadata, PrefillChunk, split_prefill
@@ -40,6 +41,8 @@ class DSAMetadataBuilder(AttentionMetadataBuilder[DSAMetadata]):
         self._request_ids = torch.empty(max_tokens, dtype=torch.int32, device=device)
         self._context_lens = torch.empty(max_tokens, dtype=torch.int32, device=device)
         self._workspace_bytes = Env.load().logits_workspace_mb << 20
+        # Built before the server answers; the profiling run is one that CPUs do without.
+        attention.warm_up(device, kv_cache_spec.dtype)
 
     def build(
         self,

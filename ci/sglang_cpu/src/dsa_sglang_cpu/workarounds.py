@@ -19,6 +19,7 @@ def apply() -> None:
     draft_trees_in_triton()
     dp_copies_without_triton()
     collectives_without_custom_ops()
+    absorbed_mla_in_torch_native()
 
 
 def capability_of_no_gpu() -> None:
@@ -107,3 +108,17 @@ def collectives_without_custom_ops() -> None:
     group = cast(Any, GroupCoordinator)
     group.all_gather_into_tensor = group._all_gather_into_tensor
     group.reduce_scatter_tensor = group._reduce_scatter_tensor
+
+
+def absorbed_mla_in_torch_native() -> None:
+    """Run dense MLA models on torch_native in the absorbed form.
+
+    Why: a backend without a handler gets Triton's, which expands a prefill without prefix to MHA;
+    torch_native then reads keys of that shape from a pool of latents and fails. Upstream:
+    srt/models/deepseek_common/attention_backend_handler.py. Remove when: torch_native is in it.
+    """
+    from sglang.srt.models.deepseek_common import attention_backend_handler as handlers
+
+    handlers.AttentionBackendRegistry.register(
+        "torch_native", lambda *_: handlers.AttnForwardMethod.MLA
+    )
