@@ -37,7 +37,8 @@ def triton_bf16_mla_sparse_interface(q, kv, indices, sm_scale):
 """,
 }
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+TESTS = Path(__file__).resolve().parent
+BENCHMARKS = TESTS.parent / "benchmarks"
 
 
 def run(script: str, *arguments: str, interpret: str) -> subprocess.CompletedProcess[str]:
@@ -46,7 +47,8 @@ def run(script: str, *arguments: str, interpret: str) -> subprocess.CompletedPro
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "TRITON_INTERPRET": interpret},
+        # Scripts that serve borrow the tests' servers, as their first lines say.
+        env={**os.environ, "TRITON_INTERPRET": interpret, "PYTHONPATH": str(TESTS)},
     )
 
 

@@ -139,7 +139,9 @@ def test_padding_changes_nothing() -> None:
     for row, length in enumerate(lengths):
         alone, alone_lse = sparse_mla(q[row : row + 1], cache, slots[row, None, :length], SCALE)
         torch.testing.assert_close(out[row], alone[0], atol=1e-6, rtol=1e-5)
-        torch.testing.assert_close(lse[row], alone_lse[0], atol=1e-6, rtol=1e-6)
+        # Tiles of other shapes sum their products in another order: 1.6e-6 seen.
+        atol = LSE_ATOL[torch.float32]
+        torch.testing.assert_close(lse[row], alone_lse[0], atol=atol, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
