@@ -104,10 +104,11 @@ def test_grids_fit_every_chip(name: str, kernels_run: list[str]) -> None:  # noq
 
     kernels_run.append("none: meta tensors")
     for rows in (1, 70_000):
-        with torch.device("meta"):
-            cache = torch.empty(9, 64, 576, dtype=torch.bfloat16)
-            q, out = (torch.empty(rows, 128, width, dtype=cache.dtype) for width in (576, 512))
-            slots, lse = torch.empty(rows, 2048, dtype=torch.int32), torch.empty(rows, 128)
+        cache = torch.empty(9, 64, 576, dtype=torch.bfloat16, device="meta")
+        q = torch.empty(rows, 128, 576, dtype=cache.dtype, device="meta")
+        slots = torch.empty(rows, 2048, dtype=torch.int32, device="meta")
+        out = torch.empty(rows, 128, 512, dtype=cache.dtype, device="meta")
+        lse = torch.empty(rows, 128, device="meta")
         launches = plan(q, cache, slots, None, SCALE, out, lse, ARCHS[name])
         assert len(launches) == 1 + (rows == 1)
         for launch in launches:
