@@ -75,6 +75,7 @@ def indexer_logits_paged(
     return out
 
 
+@torch.no_grad()  # as hosts serve: compiled code holds for the gradient mode it was compiled in
 def warm_up() -> None:
     """Compile both forms of the sum over heads: of one row and of several."""
     query, k = torch.zeros(8, INDEX_HEAD_DIM).bfloat16(), torch.zeros(16, INDEX_HEAD_DIM).bfloat16()
