@@ -38,6 +38,7 @@ from dsa_testbed.sglang_server import SglangServer, sglang_python
 
 HERE = Path(__file__).parent
 KV_CACHE_GIB = 2
+TIMEOUT_S = 3600  # without a token
 FP8_INDEX_CACHE = {"DSA_INDEX_CACHE_DTYPE": "fp8"}
 MODEL_INDEX_CACHE = {"DSA_INDEX_CACHE_DTYPE": "model"}
 
@@ -98,7 +99,8 @@ HOSTS = {
         ("--no-enable-prefix-caching", "--max-model-len"),
         {
             "VLLM_CPU_KVCACHE_SPACE": str(KV_CACHE_GIB),
-            "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "3600",  # 300 by default; a pass may take longer
+            # 300 by default; a pass may take longer.
+            "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": str(TIMEOUT_S),
         },
         {
             "dsa bf16": Variant("bench_dsa", env=MODEL_INDEX_CACHE),
@@ -137,7 +139,9 @@ HOSTS = {
 
 def measure(server: Server, context: int, output_tokens: int, vocab: int) -> dict[str, float]:
     """TTFT and TPOT, in seconds, of one streamed request of `context` random tokens."""
-    client = openai.OpenAI(base_url=f"{server.base_url}/v1", api_key="none", timeout=3600)
+    client = openai.OpenAI(
+        base_url=f"{server.base_url}/v1", api_key="none", timeout=TIMEOUT_S, max_retries=0
+    )
     rng = random.Random(context)
     prompt = [rng.randrange(8, vocab) for _ in range(context)]
     start = time.perf_counter()
@@ -155,7 +159,7 @@ def measure(server: Server, context: int, output_tokens: int, vocab: int) -> dic
 
 
 def run(host: Host, variant: Variant, contexts: list[int], output_tokens: int) -> dict[str, Any]:
-    """Figures of one server; a context that it dies of ends them, with the reason."""
+    """Figures of one server; a context that it fails at ends them, with the reason."""
     checkpoint = make_checkpoint(variant.model)
     vocab = load_config(checkpoint)["vocab_size"]
     args = [*host.args, str(max(contexts) + output_tokens + 8), *variant.args]
@@ -170,6 +174,8 @@ def run(host: Host, variant: Variant, contexts: list[int], output_tokens: int) -
         for context in contexts:
             try:
                 rows[str(context)] = measure(server, context, output_tokens, vocab)
+            except openai.APITimeoutError:
+                rows[str(context)] = {"failed": f"no token within {TIMEOUT_S} s"}
             except openai.APIError:
                 rows[str(context)] = {"failed": logged(server, host.death)}
             print(f"{context:>6} tokens: {rows[str(context)]}", flush=True)
