@@ -60,6 +60,7 @@ def test_json(dsa: Dsa) -> None:
     plan = json.loads(out)
     assert code == 0
     assert (plan["tp"], plan["dp"], plan["ep"], plan["index_dtype"]) == (8, 1, 1, "fp8")
+    assert plan["weights_note"] is None
     assert plan["caches"]["latent_bytes_per_token"] == 78 * 1152
     assert plan["caches"]["requests"] == plan["caches"]["tokens"] // 4096
     assert [row["context"] for row in plan["prefill"]] == [2048, 4096]
@@ -69,6 +70,7 @@ def test_json(dsa: Dsa) -> None:
 def test_what_does_not_fit_exits_with_1(dsa: Dsa) -> None:
     code, out, _ = dsa("plan", "GLM-5.2-FP8", "--gpu", "a100-80g", "--count", "8")
     assert code == 1
+    assert "\nNote: a100-80g has no fp8 units: vLLM holds the weights in fp8" in out
     assert "DOES NOT FIT one request of 131,072 tokens; --count 16 --dp 2 would do; or" in out
 
 

@@ -22,6 +22,8 @@ def show(plan: Plan) -> None:
     """Print it to standard output."""
     console = Console(highlight=False, markup=False)
     console.print(_headline(plan), soft_wrap=True)
+    if plan.weights_note:
+        console.print(f"Note: {plan.weights_note}.", soft_wrap=True)
     for title, table in (
         _memory(plan),
         _decode(plan),
