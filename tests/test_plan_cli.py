@@ -52,6 +52,7 @@ def test_tables(dsa: Dsa) -> None:
     for title in ("Memory of one GPU", "Decode", "Prefill", "Dollars", "DeepSeek's published"):
         assert title in out
     assert "h200's published peaks (https://www.nvidia.com" in out
+    assert "Decode at a context: a plan has every request there, as many as fit; DeepSeek's" in out
     assert "Estimated: activations, and every time and cost." in out
 
 
