@@ -45,7 +45,7 @@ def vllm_parse() -> Callable[[list[str]], dict[str, Any]]:
     serve.subparser_init(parser.add_subparsers(dest="subparser"))
 
     def parse_one(line: list[str]) -> dict[str, Any]:
-        arguments = vars(parser.parse_args(["serve", *line]))
+        arguments: dict[str, Any] = vars(parser.parse_args(["serve", *line]))
         # ServeSubcommand.cmd: the model by place wins over the file's --model.
         return arguments | {"model": arguments.pop("model_tag") or arguments["model"]}
 
