@@ -90,7 +90,7 @@ def test_w4a16_is_four_bits_of_the_experts() -> None:
 
 
 def test_fp8_weights_without_fp8_units_have_scales_of_their_rows() -> None:
-    keys = {"count": 16, "tp": 8, "dp": 2, "ep": 16}
+    keys: dict[str, Any] = {"count": 16, "tp": 8, "dp": 2, "ep": 16}
     held = deployment(gpu=find_gpu("a100-80g"), **keys).weight_bytes
     stored = deployment(gpu=find_gpu("h200"), **keys).weight_bytes
     # 2 bytes for 128 values instead of 4 for 128 x 128; nearly all is fp8.
@@ -187,8 +187,10 @@ def test_impossible_deployments(keys: dict[str, Any], message: str) -> None:
 
 def test_a_gpu_misspelt() -> None:
     assert find_gpu("RTX_PRO 6000").name == "rtx-pro-6000"
-    with pytest.raises(ValueError, match=r"'mi300'.*did you mean mi300x.*Known: a100-40g"):
-        find_gpu("mi300")
+    with pytest.raises(ValueError, match=r"'h2000'.*did you mean h200\? Known: a100-40g"):
+        find_gpu("h2000")
+    with pytest.raises(ValueError, match=r"'a100'.*did you mean a100-40g or a100-80g\?"):
+        find_gpu("a100")
 
 
 def test_gpus_have_sources_and_names_of_their_own() -> None:

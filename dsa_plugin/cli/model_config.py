@@ -77,5 +77,5 @@ def _one_line(error: Exception) -> str:
 
 def _registered(name: str) -> str:
     near = nearest_registered(name)
-    question = f"did you mean {near}? " if near else ""
-    return f"{question}Without a network there are: {', '.join(registered_models())}"
+    without = f"did you mean {near}? Without" if near else "without"
+    return f"{without} a network there are: {', '.join(registered_models())}"

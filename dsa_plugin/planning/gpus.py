@@ -121,9 +121,10 @@ def find_gpu(name: str) -> Gpu:
     """
     key = name.lower().replace("_", "-").replace(" ", "-")
     if key not in GPUS:
-        near = get_close_matches(key, GPUS, n=1, cutoff=0.0)[0]
+        longer = [known for known in GPUS if known.startswith(key)]
+        near = longer or get_close_matches(key, GPUS, n=1, cutoff=0.0)
         raise ValueError(
-            f"GPU {name!r} is not known; did you mean {near}? Known: {', '.join(GPUS)}. "
-            "Another is one line in dsa_plugin/planning/gpus.py."
+            f"GPU {name!r} is not known; did you mean {' or '.join(near)}? Known: "
+            f"{', '.join(GPUS)}. Another is one line in dsa_plugin/planning/gpus.py"
         )
     return GPUS[key]

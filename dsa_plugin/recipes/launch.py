@@ -71,8 +71,8 @@ def check_gpus(recipe: Recipe) -> str | None:
     count = torch.cuda.device_count()
     if not count:
         raise ValueError(
-            f"{wanted}, and torch {torch.__version__} finds no GPU here; run it where they are, "
-            "or try demo/vllm-cpu or demo/sglang-cpu, which need none"
+            f"{wanted}, and torch {torch.__version__} finds no GPU here; run it on a machine that "
+            "has them, or try demo/vllm-cpu or demo/sglang-cpu, which need none"
         )
     found = torch.cuda.get_device_name()
     if count < machine.count or GPUS[machine.gpu].device not in found:
