@@ -144,6 +144,8 @@ def _answer_and_exit(resolve: Callable[[Question], Answer], question: Question) 
     os.environ.update(question.env)
     try:
         _write(resolve(question))
+    except ValueError as error:
+        _write(Answer(str(error)))
     except (Exception, SystemExit) as error:  # noqa: BLE001  whatever it is, it is the answer
         _write(Answer(f"{type(error).__name__}: {error}"))
     # Neither the host's threads nor its exit handlers are this child's.
@@ -170,4 +172,7 @@ def check_flags(arguments: Sequence[str], known: Mapping[str, Any], program: str
         flag = argument.partition("=")[0]
         if flag.startswith("--") and flag not in known:
             near = get_close_matches(flag, known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"{flag} is not a flag of {program}; the nearest is {near}")
+            raise ValueError(
+                f"{flag} is not a flag of {program}: misspelt (the nearest is {near}), or of "
+                "another release"
+            )

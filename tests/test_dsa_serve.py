@@ -10,9 +10,11 @@ import uuid
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from dsa_plugin.recipes import FOLDER
+from dsa_plugin.recipes import FOLDER, load_recipe
+from dsa_plugin.recipes.launch import check_gpus
 from dsa_testbed.checkpoint import make_checkpoint
 from dsa_testbed.prompts import text_tokens
 from dsa_testbed.server import Server, VllmServer
@@ -98,6 +100,8 @@ def refusal(done: subprocess.CompletedProcess[str]) -> str:
 def test_another_hosts_recipe_is_refused() -> None:
     message = refusal(dsa_serve("glm-5.2/sglang-h200-x8"))
     assert "this recipe is for sglang, which is not installed here; vllm 0." in message
+    assert "or pip install 'sglang>=" in message
+    assert "or `make sglang` in a clone" in refusal(dsa_serve("demo/sglang-cpu"))
 
 
 def test_a_recipe_for_a_newer_host_is_refused(tmp_path: Path) -> None:
@@ -105,11 +109,36 @@ def test_a_recipe_for_a_newer_host_is_refused(tmp_path: Path) -> None:
     assert "this recipe is for vllm>=99; installed is vllm 0." in message
 
 
-@pytest.mark.parametrize("model", ["./no-such-folder", "/", "~/no-such-folder"])
+@pytest.mark.parametrize("model", ["./no-such-folder", "/", "~/no-such-folder", "no-such", "a/b/c"])
 def test_a_wrong_model_path_is_refused(model: str) -> None:
     message = refusal(dsa_serve("demo/vllm-cpu", "--model", model))
     assert model in message
-    assert "does not exist; name it with --model" in message or "has no config.json" in message
+    assert "does not exist" in message or "has no config.json" in message
+    assert "with --model FOLDER" in message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_recipe_without_a_gpu_is_refused() -> None:
+    message = refusal(dsa_serve("glm-5.2/vllm-h200-x8-tp8"))
+    assert "this recipe is for 8 x h200 on each node, and torch 2." in message
+    assert "finds no GPU here" in message
+
+
+@pytest.mark.parametrize(
+    ("count", "device", "note"),
+    [
+        (8, "NVIDIA H200", None),
+        (4, "NVIDIA H200", "8 x h200 on each node; here are 4 x NVIDIA H200"),
+        (8, "NVIDIA H100 80GB HBM3", "8 x h200 on each node; here are 8 x NVIDIA H100 80GB HBM3"),
+    ],
+)
+def test_other_gpus_than_the_recipes_are_told(
+    count: int, device: str, note: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: device)
+    told = check_gpus(load_recipe("glm-5.2/vllm-h200-x8-tp8"))
+    assert told == (note and f"this recipe is for {note}")
 
 
 def test_a_node_has_a_rank_and_a_head() -> None:

@@ -12,7 +12,7 @@ from dsa_kernels import layout
 from dsa_plugin.checkpoint import read_header
 from dsa_plugin.planning.deployment import PAGE, tokens_that_fit
 from dsa_plugin.planning.gpus import GPUS, find_gpu
-from dsa_plugin.planning.model import ModelShape, find_registered
+from dsa_plugin.planning.model import ModelShape, WeightsDtype, find_registered
 from dsa_plugin.planning.sizes import (
     INDEX_BYTES,
     LATENT_BYTES,
@@ -22,6 +22,7 @@ from dsa_plugin.planning.sizes import (
     parameters,
     weight_bytes,
 )
+from dsa_plugin.planning.weight_kernels import weights_note
 from dsa_testbed.checkpoint import load_config, make_checkpoint
 from dsa_testbed.deployments import GLM_5, GLM_5_2, V32, deployment
 
@@ -86,6 +87,34 @@ def test_w4a16_is_four_bits_of_the_experts() -> None:
     packed = weight_bytes(GLM_5_2, "w4a16", mtp=False)
     # 16 of 128 x 4 bits of scale; and the router's bias is fp32.
     assert packed == pytest.approx(experts / 2 * (1 + 16 / 512) + 2 * rest, rel=1e-6)
+
+
+def test_fp8_weights_without_fp8_units_have_scales_of_their_rows() -> None:
+    keys: dict[str, Any] = {"count": 16, "tp": 8, "dp": 2, "ep": 16}
+    held = deployment(gpu=find_gpu("a100-80g"), **keys).weight_bytes
+    stored = deployment(gpu=find_gpu("h200"), **keys).weight_bytes
+    # 2 bytes for 128 values instead of 4 for 128 x 128; nearly all is fp8.
+    assert held / stored == pytest.approx((1 + 2 / 128) / (1 + 4 / 128**2), rel=1e-3)
+    bf16 = [deployment(gpu=find_gpu(g), weights_dtype="bf16", **keys) for g in ("a100-80g", "h200")]
+    assert bf16[0].weight_bytes == bf16[1].weight_bytes
+
+
+@pytest.mark.parametrize(
+    ("gpu", "dtype", "note"),
+    [
+        ("a100-80g", "fp8", "a100-80g has no fp8 units: vLLM holds the weights in fp8"),
+        ("rtx-3090", "fp8", "SGLang has no kernel for fp8 experts here"),
+        ("a100-80g", "w4a16", "4-bit experts are multiplied in bf16"),
+        ("h200", "w4a16", "4-bit experts are multiplied in bf16"),
+        ("a100-80g", "bf16", None),
+        ("h200", "fp8", None),
+    ],
+)
+def test_weights_that_hosts_do_not_multiply_as_they_are(
+    gpu: str, dtype: WeightsDtype, note: str | None
+) -> None:
+    told = weights_note(find_gpu(gpu), dtype)
+    assert told is None if note is None else told is not None and note in told
 
 
 def test_cache_bytes_are_the_layouts() -> None:
@@ -158,8 +187,10 @@ def test_impossible_deployments(keys: dict[str, Any], message: str) -> None:
 
 def test_a_gpu_misspelt() -> None:
     assert find_gpu("RTX_PRO 6000").name == "rtx-pro-6000"
-    with pytest.raises(ValueError, match=r"'mi300'.*did you mean mi300x.*Known: a100-40g"):
-        find_gpu("mi300")
+    with pytest.raises(ValueError, match=r"'h2000'.*did you mean h200\? Known: a100-40g"):
+        find_gpu("h2000")
+    with pytest.raises(ValueError, match=r"'a100'.*did you mean a100-40g or a100-80g\?"):
+        find_gpu("a100")
 
 
 def test_gpus_have_sources_and_names_of_their_own() -> None:

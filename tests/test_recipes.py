@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from dsa_plugin.recipes import FOLDER, load_recipe, recipe_names
+from dsa_plugin.recipes.check import check_recipes
 from dsa_plugin.recipes.command import Node, command
 from dsa_plugin.recipes.describe import describe
 from dsa_plugin.recipes.needs import compute_needs
@@ -69,6 +70,7 @@ def test_the_published_schema_is_the_one_in_force() -> None:
         ({"hardware": {"gpu": "h200", "counts": 8}}, "hardware.counts: no such key; did you mean "),
         ({"args": {"--tensor-parallel-size": 8}}, "args.--tensor-parallel-size"),
         ({"args": {"enable-prefix-caching": False}}, "enable-prefix-caching is false"),
+        ({"hardware": {"gpu": "h2000", "count": 8}}, "hardware.gpu: GPU 'h2000' is not known"),
         ({"host": "vllm"}, "give vllm or sglang and a version range"),
         ({"host": "ollama>=1"}, "give vllm or sglang and a version range"),
         ({"env": {"NCCL_DEBUG": "a b"}}, "env.NCCL_DEBUG"),
@@ -107,6 +109,25 @@ def test_a_file_that_is_not_yaml(tmp_path: Path) -> None:
     path.write_text("model: [")
     with pytest.raises(ValueError, match="is not YAML"):
         load_recipe(str(path))
+
+
+def test_a_file_that_is_not_there_or_empty(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    with pytest.raises(
+        FileNotFoundError, match=r"there is no file .*mine\.yaml; .*dsa recipe list"
+    ):
+        load_recipe(str(path))
+    path.touch()
+    with pytest.raises(ValueError, match=r"mine\.yaml holds nothing, .*start from a copy"):
+        load_recipe(str(path))
+
+
+def test_check_asks_only_a_host_that_the_recipe_is_for(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL | {"host": "vllm>=99"}))
+    [finding] = check_recipes([str(path)])
+    assert finding.verdict == "keys"
+    assert finding.text.startswith("flags not checked: for vllm>=99, and here vllm ")
 
 
 def test_a_context_that_does_not_fit_is_refused() -> None:

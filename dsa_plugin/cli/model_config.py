@@ -52,22 +52,30 @@ def _from_file(name: str, path: Path) -> ModelShape:
 
 
 def _download(repository: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
+    failure = None
     try:
-        return Path(hf_hub_download(repository, "config.json"))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        # Asked once: where there is no network, the download retries for half a minute.
+        get_hf_file_metadata(hf_hub_url(repository, "config.json"))
+    except Exception as error:  # noqa: BLE001  of requests, httpx or httpx2, as the release has it
+        failure = _one_line(error)
+    cached = failure is not None
+    try:
+        return Path(hf_hub_download(repository, "config.json", local_files_only=cached))
+    except (OSError, ValueError) as error:
         raise ValueError(
-            f"config.json of {repository} could not be downloaded from the Hugging Face Hub "
-            f"({type(error).__name__}: {reason}); check the name, set HF_TOKEN if it is gated, or "
-            f"name a local folder; {_registered(repository)}"
+            f"config.json of {repository} could not be had from the Hugging Face Hub "
+            f"({failure or _one_line(error)}); check the network and the name, set HF_TOKEN if it "
+            f"is gated, or name a local folder; {_registered(repository)}"
         ) from None
 
 
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 def _registered(name: str) -> str:
-    return (
-        f"did you mean {nearest_registered(name)}? Without a network there are: "
-        f"{', '.join(registered_models())}"
-    )
+    near = nearest_registered(name)
+    without = f"did you mean {near}? Without" if near else "without"
+    return f"{without} a network there are: {', '.join(registered_models())}"

@@ -6,6 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from dsa_plugin.planning.cost import BASIS
 from dsa_plugin.planning.deployment import GIB
 from dsa_plugin.planning.plan import Caches, Plan
 
@@ -22,6 +23,8 @@ def show(plan: Plan) -> None:
     """Print it to standard output."""
     console = Console(highlight=False, markup=False)
     console.print(_headline(plan), soft_wrap=True)
+    if plan.weights_note:
+        console.print(f"Note: {plan.weights_note}.", soft_wrap=True)
     for title, table in (
         _memory(plan),
         _decode(plan),
@@ -31,7 +34,7 @@ def show(plan: Plan) -> None:
     ):
         console.print(f"\n{title}")
         console.print(table)
-    console.print()
+    console.print(f"\n{BASIS}.", soft_wrap=True)
     console.print(f"Times from: {plan.figures}.", soft_wrap=True)
     console.print(_ESTIMATE, soft_wrap=True)
 

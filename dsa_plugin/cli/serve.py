@@ -1,5 +1,6 @@
 """`dsa serve`: run a recipe's server."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -26,6 +27,7 @@ def serve(
     from dsa_plugin.recipes import load_recipe
     from dsa_plugin.recipes.command import Node, command
     from dsa_plugin.recipes.launch import (
+        check_gpus,
         check_host,
         check_model,
         effective,
@@ -40,6 +42,8 @@ def serve(
         raise ValueError("--node-rank and --head go together")
     node = None if node_rank is None or head is None else Node(node_rank, head)
     line = command(recipe, model=model, node=node, overrides=overrides or ())
+    if note := check_gpus(recipe):
+        print(f"Note: {note}", file=sys.stderr)
     env = environment(recipe)
     print(effective(line, env), flush=True)
     replace_process(line, env)

@@ -1,11 +1,12 @@
 """Sizes, times and costs of a deployment, computed from config.json alone. Neither torch nor GPU.
 
-model.py       ModelShape: the numbers of config.json that matter here
-sizes.py       parameters, weight bytes, cache bytes
-gpus.py        published memory, bandwidth and peaks of the GPUs we know
-deployment.py  a model on GPUs: what each holds, how many tokens and requests fit
-work.py        FLOPs and bytes of one layer, op by op
-roofline.py    from work to seconds, by published peaks or measured kernels
-cost.py        dollars a million tokens, beside what DeepSeek published
-plan.py        all of it for one deployment
+model.py           ModelShape: the numbers of config.json that matter here
+sizes.py           parameters, weight bytes, cache bytes
+gpus.py            published memory, bandwidth and peaks of the GPUs we know
+deployment.py      a model on GPUs: what each holds, how many tokens and requests fit
+weight_kernels.py  what hosts multiply weights in that a GPU has no units for
+work.py            FLOPs and bytes of one layer, op by op
+roofline.py        from work to seconds, by published peaks or measured kernels
+cost.py            dollars a million tokens, beside what DeepSeek published
+plan.py            all of it for one deployment
 """

@@ -37,6 +37,12 @@ class Published:
     dollars: float
 
 
+BASIS = (
+    "Decode at a context: a plan has every request there, as many as fit; DeepSeek's figure has "
+    f"one token's attention there, and its share of a step of {_DEEPSEEK_REQUESTS} requests a GPU, "
+    "more than fit at 128K"
+)
+
 PUBLISHED = (
     Published("prefill", "dense", 1, 0.055),
     Published("prefill", "dense", 128 * _K, 0.665),

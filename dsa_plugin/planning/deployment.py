@@ -17,6 +17,7 @@ from dsa_plugin.planning.sizes import (
     cache_bytes_per_token,
     model_weights,
 )
+from dsa_plugin.planning.weight_kernels import is_weight_only
 
 PAGE = 64  # tokens a page of either host's cache holds
 GIB = 1 << 30
@@ -55,6 +56,8 @@ class Deployment:
 
     def local_bytes(self, weight: Weight) -> float:
         """Bytes of a tensor on the GPU that has most of it."""
+        if is_weight_only(self.gpu, self.weights_dtype):
+            return weight.marlin_nbytes() * self._share(weight)
         return weight.nbytes(self.weights_dtype) * self._share(weight)
 
     def local_parameters(self, weight: Weight) -> float:

@@ -8,7 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-_AMPERE = "https://www.nvidia.com/en-us/data-center/a100/"
+_A100 = "https://www.nvidia.com/en-us/data-center/a100/"
+_GA100 = (
+    "https://images.nvidia.com/aem-dam/en-zz/Solutions/data-center/"
+    "nvidia-ampere-architecture-whitepaper.pdf"
+)
 _GA102 = (
     "https://www.nvidia.com/content/PDF/nvidia-ampere-ga-102-gpu-architecture-whitepaper-v2.pdf"
 )
@@ -46,10 +50,10 @@ class Gpu:
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("a100-40g", "A100-SXM4-40GB", 40, 1555, 312, None, _AMPERE),
-        Gpu("a100-80g", "A100-SXM4-80GB", 80, 2039, 312, None, _AMPERE),
+        Gpu("a100-40g", "A100-SXM4-40GB", 40, 1555, 312, None, _GA100),
+        Gpu("a100-80g", "A100-SXM4-80GB", 80, 2039, 312, None, _A100),
         # As the A100 but for NVLink.
-        Gpu("a800", "A800-SXM4-80GB", 80, 2039, 312, None, _AMPERE),
+        Gpu("a800", "A800-SXM4-80GB", 80, 2039, 312, None, _A100),
         Gpu("rtx-3090", "RTX 3090", 24, 936, 71, None, _GA102),
         Gpu("rtx-4090", "RTX 4090", 24, 1008, 165.2, 330.3, _ADA),
         Gpu("l40s", "L40S", 48, 864, 362, 733, "https://www.nvidia.com/en-us/data-center/l40s/"),
@@ -59,7 +63,17 @@ GPUS = {
         # As the H100 but for NVLink and fp64.
         Gpu("h800", "H800", 80, 3350, 989, 1979, "https://aiwiki.ai/wiki/nvidia_h800"),
         Gpu("h200", "H200", 141, 4800, 989, 1979, "https://www.nvidia.com/en-us/data-center/h200/"),
-        Gpu("b200", "B200", 180, 7700, 2250, 4500, "https://www.nvidia.com/en-us/data-center/hgx/"),
+        # 8 TB/s are published too; a bus of 7680 bits at 3996 MHz, as the driver has it, gives 7.7:
+        # https://github.com/pytorch/ao/pull/4002
+        Gpu(
+            "b200",
+            "B200",
+            180,
+            7700,
+            2250,
+            4500,
+            "https://nvdam.widen.net/s/wwnsxrhm2w/blackwell-datasheet-3384703",
+        ),
         Gpu("rtx-5090", "RTX 5090", 32, 1792, 209.5, 419, _RTX_BLACKWELL),
         Gpu(
             "rtx-pro-6000",
@@ -71,8 +85,8 @@ GPUS = {
             "https://www.nvidia.com/content/dam/en-zz/Solutions/design-visualization/"
             "quadro-product-literature/NVIDIA-RTX-Blackwell-PRO-GPU-Architecture-v1.0.pdf",
         ),
-        # Of its peaks only 1000 sparse fp4 are published: an eighth is dense bf16, as in other
-        # chips of the family. The memory is the CPU's too.
+        # Of its peaks only 1000 sparse fp4 are published: an eighth is dense bf16 in the RTX PRO
+        # 6000, and a sixteenth in GeForce chips. The memory is the CPU's too.
         Gpu(
             "gb10",
             "GB10",
@@ -85,7 +99,16 @@ GPUS = {
         Gpu("mi300x", "MI300X", 192, 5300, 1307.4, 2614.9, _INSTINCT + "mi300/mi300x.html"),
         Gpu("mi325x", "MI325X", 256, 6000, 1307.4, 2614.9, _INSTINCT + "mi300/mi325x.html"),
         Gpu("mi350x", "MI350X", 288, 8000, 2300, 4600, _INSTINCT + "mi350/mi350x.html"),
-        Gpu("mi355x", "MI355X", 288, 8000, 2500, 5000, _INSTINCT + "mi350/mi355x.html"),
+        Gpu(
+            "mi355x",
+            "MI355X",
+            288,
+            8000,
+            2516.6,
+            5033.2,
+            "https://www.amd.com/content/dam/amd/en/documents/instinct-tech-docs/product-briefs/"
+            "amd-instinct-mi355x-gpu-brochure.pdf",
+        ),
     )
 }
 
@@ -98,9 +121,10 @@ def find_gpu(name: str) -> Gpu:
     """
     key = name.lower().replace("_", "-").replace(" ", "-")
     if key not in GPUS:
-        near = get_close_matches(key, GPUS, n=1, cutoff=0.0)[0]
+        longer = [known for known in GPUS if known.startswith(key)]
+        near = longer or get_close_matches(key, GPUS, n=1, cutoff=0.0)
         raise ValueError(
-            f"GPU {name!r} is not known; did you mean {near}? Known: {', '.join(GPUS)}. "
-            "Another is one line in dsa_plugin/planning/gpus.py."
+            f"GPU {name!r} is not known; did you mean {' or '.join(near)}? Known: "
+            f"{', '.join(GPUS)}. Another is one line in dsa_plugin/planning/gpus.py"
         )
     return GPUS[key]

@@ -117,12 +117,13 @@ def find_registered(name: str) -> ModelShape | None:
     return None
 
 
-def nearest_registered(name: str) -> str:
-    """The registered repository whose name is most like a misspelt one."""
+def nearest_registered(name: str) -> str | None:
+    """The registered repository whose name is most like a misspelt one; None: none is like it."""
     repositories = list(registered_models())
     short = {repository.partition("/")[2].lower(): repository for repository in repositories}
     candidates = {repository.lower(): repository for repository in repositories} | short
-    return candidates[get_close_matches(name.lower(), candidates, n=1, cutoff=0.0)[0]]
+    near = get_close_matches(name.lower(), candidates, n=1)
+    return candidates[near[0]] if near else None
 
 
 def _number_keys() -> list[str]:

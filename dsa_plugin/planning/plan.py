@@ -15,6 +15,7 @@ from dsa_plugin.planning.cost import (
 )
 from dsa_plugin.planning.deployment import Deployment
 from dsa_plugin.planning.roofline import Rates, StepTime, prompt_seconds, step_time
+from dsa_plugin.planning.weight_kernels import weights_note
 from dsa_plugin.planning.work import Batch
 
 CONTEXTS = tuple(2048 * 4**n for n in range(5))
@@ -122,7 +123,13 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What `dsa plan` prints; `figures` says what its times are computed from."""
+    """What `dsa plan` prints.
+
+    Attributes:
+        weights_note: what hosts do with weights that the GPU cannot multiply as they are.
+        fits_with_count: a count of GPUs that would do, where these do not.
+        figures: what the times are computed from.
+    """
 
     model: Model
     gpu: str
@@ -134,6 +141,7 @@ class Plan:
     kv_dtype: str
     index_dtype: str
     gpu_hour_price: float
+    weights_note: str | None
     memory: Memory
     caches: Caches
     fits_with_count: int | None
@@ -158,6 +166,7 @@ def make_plan(d: Deployment, rates: Rates, gpu_hour_price: float) -> Plan:
         kv_dtype=d.kv_dtype,
         index_dtype=d.index_dtype,
         gpu_hour_price=gpu_hour_price,
+        weights_note=weights_note(d.gpu, d.weights_dtype),
         memory=_memory(d),
         caches=_caches(d),
         fits_with_count=_fits_with_count(d),

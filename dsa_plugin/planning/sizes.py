@@ -65,6 +65,15 @@ class Weight:
             return self.parameters / 2 + 2 * self.scales(dtype)
         return self.parameters + 4 * self.scales(dtype)
 
+    def marlin_nbytes(self) -> float:
+        """Bytes of an fp8 checkpoint's tensor as Marlin holds it: each row has its scales, in bf16.
+
+        prepare_fp8_layer_for_marlin in either host's layers/quantization.
+        """
+        if not self._quantised("fp8"):
+            return self.nbytes("fp8")
+        return self.parameters + 2 * self.count * self.rows * -(-self.columns // SCALE_BLOCK)
+
     def _quantised(self, dtype: WeightsDtype) -> bool:
         return self.linear and (dtype == "fp8" or (dtype == "w4a16" and self.part == "experts"))
 

@@ -42,6 +42,11 @@ def load_recipe(name: str) -> Recipe:
         )
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"there is no file {path}; a recipe that comes with the plugin is named without an "
+            "ending, and `dsa recipe list` names them all"
+        ) from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from None
     return parse_recipe(data, str(path))

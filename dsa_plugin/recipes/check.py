@@ -10,13 +10,13 @@ from typing import Literal
 from dsa_plugin.ask_host import Question, ask
 from dsa_plugin.recipes import load_recipe
 from dsa_plugin.recipes.command import LAUNCHERS, Node, command
-from dsa_plugin.recipes.launch import installed_version
+from dsa_plugin.recipes.launch import installed_version, takes_version
 from dsa_plugin.recipes.schema import HostName, Recipe
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Of one recipe. "keys": only the schema was asked, since its host is not installed here."""
+    """Of one recipe. "keys": only the schema was asked, since no host that it is for is here."""
 
     name: str
     verdict: Literal["ok", "keys", "FAIL"]
@@ -35,7 +35,7 @@ def check_recipes(names: Sequence[str]) -> list[Finding]:
             continue
         of_host.setdefault(recipe.host_name, {})[name] = recipe
     for host, recipes in of_host.items():
-        findings |= _ask_parser(host, recipes)
+        findings |= _check_flags(host, recipes)
     return [findings[name] for name in names]
 
 
@@ -46,14 +46,17 @@ def host_arguments(recipe: Recipe, *, model: str | None = None) -> list[str]:
     return command(recipe, model=model, node=node)[len(LAUNCHERS[recipe.host_name]) :]
 
 
-def _ask_parser(host: HostName, recipes: dict[str, Recipe]) -> dict[str, Finding]:
+def _check_flags(host: HostName, recipes: dict[str, Recipe]) -> dict[str, Finding]:
     version = installed_version(host)
-    if version is None:
-        text = f"{host} is not installed here, so its flags are unchecked"
-        return {name: Finding(name, "keys", text) for name in recipes}
-    questions = [Question(host_arguments(recipe), env=recipe.env) for recipe in recipes.values()]
-    answers = ask(sys.executable, host, questions)
-    return {
-        name: Finding(name, "FAIL", answer.error) if answer.error else Finding(name, "ok")
-        for name, answer in zip(recipes, answers, strict=True)
+    here = f"{host} {version}" if version else f"{host} is not installed"
+    findings = {
+        name: Finding(name, "keys", f"flags not checked: for {recipe.host}, and here {here}")
+        for name, recipe in recipes.items()
+        if not takes_version(recipe, version)
     }
+    asked = [name for name in recipes if name not in findings]
+    questions = [Question(host_arguments(recipes[name]), env=recipes[name].env) for name in asked]
+    answers = ask(sys.executable, host, questions) if questions else []
+    for name, answer in zip(asked, answers, strict=True):
+        findings[name] = Finding(name, "FAIL" if answer.error else "ok", answer.error or "")
+    return findings

@@ -12,6 +12,7 @@ from typing import get_args
 
 from packaging.requirements import Requirement
 
+from dsa_plugin.planning.gpus import GPUS
 from dsa_plugin.recipes.schema import HostName, Recipe
 
 
@@ -23,35 +24,76 @@ def installed_version(host: str) -> str | None:
         return None
 
 
+def takes_version(recipe: Recipe, version: str | None) -> bool:
+    """Whether the recipe is for this version of its host."""
+    specifier = Requirement(recipe.host).specifier
+    return version is not None and specifier.contains(version, prereleases=True)
+
+
 def check_host(recipe: Recipe) -> None:
     """Raises ValueError unless the recipe's host is installed here in a version that it is for."""
-    wanted = Requirement(recipe.host)
-    found = installed_version(wanted.name)
+    host = recipe.host_name
+    found = installed_version(host)
     if found is None:
-        others = [name for name in get_args(HostName) if installed_version(name)]
-        here = (
-            f"; {others[0]} {installed_version(others[0])} is: `dsa recipe list` names its recipes"
-            if others
-            else f": pip install '{recipe.host}', in an environment of its own"
-        )
-        raise ValueError(f"this recipe is for {wanted.name}, which is not installed here{here}")
-    if not wanted.specifier.contains(found, prereleases=True):
+        raise ValueError(f"this recipe is for {host}, which is not installed here{_remedy(recipe)}")
+    if not takes_version(recipe, found):
         raise ValueError(
-            f"this recipe is for {recipe.host}; installed is {wanted.name} {found}. Install a "
-            f"version in that range or a dsa-plugin that knows {found}; or copy the recipe, change "
-            "its host line, and `dsa recipe check` the copy"
+            f"this recipe is for {recipe.host}; installed is {host} {found}. Install a version in "
+            f"that range or a dsa-plugin that knows {found}; or copy the recipe, change its host "
+            "line, and `dsa recipe check` the copy"
         )
+
+
+def _remedy(recipe: Recipe) -> str:
+    host = recipe.host_name
+    if recipe.hardware.gpu == "cpu":
+        install = f"`make {host}` in a clone makes an environment with its CPU build"
+    else:
+        install = f"pip install '{recipe.host}' in an environment of its own"
+    for other in get_args(HostName):
+        if version := installed_version(other):
+            return f"; {other} {version} is: `dsa recipe list` names its recipes; or {install}"
+    return f"; {install}"
+
+
+def check_gpus(recipe: Recipe) -> str | None:
+    """What to tell where this machine's GPUs are fewer or others: the flags may be adapted to them.
+
+    Raises:
+        ValueError: the recipe is for GPUs, and torch finds none.
+    """
+    machine = recipe.hardware
+    if machine.gpu == "cpu":
+        return None
+    import torch
+
+    wanted = f"this recipe is for {machine.count} x {machine.gpu} on each node"
+    count = torch.cuda.device_count()
+    if not count:
+        raise ValueError(
+            f"{wanted}, and torch {torch.__version__} finds no GPU here; run it on a machine that "
+            "has them, or try demo/vllm-cpu or demo/sglang-cpu, which need none"
+        )
+    found = torch.cuda.get_device_name()
+    if count < machine.count or GPUS[machine.gpu].device not in found:
+        return f"{wanted}; here are {count} x {found}"
+    return None
 
 
 def check_model(model: str) -> None:
-    """Raises ValueError where a model is a folder and not there, or not a checkpoint's."""
-    if not model.startswith((".", "/", "~")):
-        return  # a Hugging Face id, which the host looks up
+    """Raises ValueError where a model is no checkpoint's folder and cannot be a Hugging Face id."""
     folder = Path(model).expanduser()
-    if not folder.is_dir():
-        raise ValueError(f"the model's folder {model} does not exist; name it with --model FOLDER")
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{model} has no config.json, so it is not a checkpoint's folder")
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ValueError(
+                f"{model} has no config.json, so it is not a checkpoint's folder; name one with "
+                "--model FOLDER"
+            )
+    elif model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise ValueError(
+            f"the model's folder {model} does not exist; name a checkpoint's with --model FOLDER, "
+            "or a repository of the Hugging Face Hub as organisation/name"
+        )
 
 
 def effective(command: Sequence[str], env: Mapping[str, str]) -> str:

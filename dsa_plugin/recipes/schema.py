@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from packaging.requirements import Requirement
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from dsa_plugin.planning.gpus import find_gpu
 
 HostName = Literal["vllm", "sglang"]
 Weights = Literal["fp8", "bf16", "w4a16", "fp32"]
@@ -29,6 +32,11 @@ class Hardware(_Strict):
     gpu: str = Field(description="A name that `dsa plan --gpu` knows, or cpu.")
     count: int = Field(ge=1, description="GPUs of one node; for cpu, 1.")
     nodes: int = Field(default=1, ge=1, description="Machines of the deployment.")
+
+    @field_validator("gpu")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        return value if value == "cpu" else find_gpu(value).name
 
 
 class Needs(_Strict):
@@ -110,7 +118,11 @@ def parse_recipe(data: Any, where: str) -> Recipe:
         ValueError: every fault at once, each with its key; an unknown key with the nearest known.
     """
     if not isinstance(data, Mapping):
-        raise ValueError(f"{where}: a recipe is a mapping of keys, not {type(data).__name__}")
+        holds = "nothing" if data is None else f"a {type(data).__name__}"
+        raise ValueError(
+            f"{where} holds {holds}, and a recipe is a mapping of keys; start from a copy of the "
+            f"nearest in {Path(__file__).parent}"
+        )
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
@@ -125,7 +137,8 @@ def _describe(fault: Any) -> str:
         known = list(_model_at(parents).model_fields)
         near = get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
         return f"{path}: no such key; did you mean {near}? Known: {', '.join(known)}"
-    return f"{path}: {fault['msg']}; given: {fault['input']!r}"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{path}: {message}; given: {fault['input']!r}"
 
 
 def _model_at(path: list[Any]) -> type[BaseModel]:

@@ -1,0 +1,41 @@
+"""What the hosts multiply a checkpoint's weights in, where that is not their own precision.
+
+fp8 on a GPU without fp8 units:
+- vLLM 0.32 takes Marlin for linear layers and for experts, which holds fp8 and multiplies in bf16:
+  _POSSIBLE_FP8_BLOCK_KERNELS of vllm/model_executor/kernels/linear/__init__.py, and
+  select_fp8_moe_backend of vllm/model_executor/layers/fused_moe/oracle/fp8.py.
+- SGLang 0.5.23 does so for linear layers: can_auto_enable_marlin_fp8 of
+  sglang/srt/layers/quantization/fp8_utils.py. Its experts run in Triton (create_moe_runner of
+  fp8.py beside it), which has no e4m3 below sm89:
+  https://github.com/sgl-project/sglang/issues/12887
+
+4 bits, on any GPU: experts by Marlin, or on ROCm in vLLM alone by Triton:
+vllm/model_executor/layers/fused_moe/oracle/int_wna16.py; AWQMarlinConfig of
+sglang/srt/layers/quantization/awq/awq.py.
+"""
+
+from __future__ import annotations
+
+from dsa_plugin.planning.gpus import Gpu
+from dsa_plugin.planning.model import WeightsDtype
+
+
+def is_weight_only(gpu: Gpu, dtype: WeightsDtype) -> bool:
+    """Whether fp8 weights are held in fp8 and multiplied in bf16."""
+    return dtype == "fp8" and gpu.fp8_tflops is None
+
+
+def weights_note(gpu: Gpu, dtype: WeightsDtype) -> str | None:
+    """What to know of weights of this dtype on this GPU, in a line; None: nothing."""
+    if is_weight_only(gpu, dtype):
+        return (
+            f"{gpu.name} has no fp8 units: vLLM holds the weights in fp8 and multiplies in bf16 "
+            "(Marlin), which the times assume; SGLang has no kernel for fp8 experts here, so take "
+            "4-bit experts or bf16 with it"
+        )
+    if dtype == "w4a16":
+        return (
+            "4-bit experts are multiplied in bf16, by Marlin; on ROCm vLLM does so by Triton and "
+            "SGLang has no kernel for them"
+        )
+    return None
