@@ -20,7 +20,7 @@ from dsa_kernels.indexer_logits import (
 )
 from dsa_kernels.layout import KV_LORA_RANK, LATENT_DIM
 from dsa_kernels.sparse_mla import gather_latents, masked_is_faster, masked_mha, sparse_mla
-from dsa_kernels.topk_select import topk_select, topk_slots
+from dsa_kernels.topk_select import topk_select, topk_select_slots, topk_slots
 from dsa_plugin.metadata import DSAMetadata, PrefillChunk
 from dsa_plugin.op_counts import count
 
@@ -109,12 +109,15 @@ def forward(
     tokens = metadata.num_tokens
     positions = positions[:tokens]
     write_latent(mla, kv[:tokens], positions, latent_cache, metadata)
+    decode_slots = None
     if indexer is not None and inputs is not None and index_cache is not None:
         write_index_key(indexer, inputs.k[:tokens], positions, index_cache, metadata)
         if not reuse_selection:
             rows = IndexerInputs(inputs.q[:tokens], inputs.k[:tokens], inputs.weights[:tokens])
-            select(indexer, rows, positions, index_cache, metadata, topk_indices)
-    attend(mla, q[:tokens], positions, latent_cache, metadata, topk_indices, out[:tokens])
+            decode_slots = select(indexer, rows, positions, index_cache, metadata, topk_indices)
+    attend(
+        mla, q[:tokens], positions, latent_cache, metadata, topk_indices, decode_slots, out[:tokens]
+    )
     out[tokens:].zero_()
 
 
@@ -163,15 +166,19 @@ def select(
     cache: Tensor,
     metadata: DSAMetadata,
     topk_indices: Tensor,
-) -> None:
-    """Choose each row's tokens: writes `topk_indices[:T]`, [T, index_topk] int32, -1 padded."""
+) -> Tensor | None:
+    """Choose each row's tokens: writes `topk_indices[:T]`, [T, index_topk] int32, -1 padded.
+
+    Returns:
+        Slots of the decode rows, [decode tokens, index_topk] int64, where they were scored.
+    """
     topk = topk_indices.shape[1]
     decodes = metadata.num_decode_tokens
     score_decodes = decodes > 0 and metadata.max_decode_context_len > topk
     scored = [chunk for chunk in metadata.prefill_chunks if chunk.num_keys > topk]
     if not score_decodes and not scored:
         _select_all(metadata.context_lens, topk_indices[: metadata.num_tokens])
-        return
+        return None
 
     count("index_query")
     q, weights = index_query(
@@ -183,8 +190,11 @@ def select(
         hadamard=_is_fp8(cache),
         fp8=_is_fp8(cache),
     )
+    decode_slots = None
     if score_decodes:
-        _select_decodes(q[:decodes], weights[:decodes], cache, metadata, topk_indices[:decodes])
+        decode_slots = _select_decodes(
+            q[:decodes], weights[:decodes], cache, metadata, topk_indices[:decodes]
+        )
     else:
         _select_all(metadata.context_lens[:decodes], topk_indices[:decodes])
     for chunk in metadata.prefill_chunks:
@@ -193,6 +203,7 @@ def select(
             _select_chunk(q[rows], weights[rows], cache, metadata, chunk, topk_indices[rows])
         else:
             _select_all(metadata.context_lens[rows], topk_indices[rows])
+    return decode_slots
 
 
 def attend(
@@ -202,6 +213,7 @@ def attend(
     cache: Tensor,
     metadata: DSAMetadata,
     topk_indices: Tensor,
+    decode_slots: Tensor | None,
     out: Tensor,
 ) -> None:
     """MLA over the selected latents: of short prefills expanded and masked, else gathered.
@@ -213,6 +225,7 @@ def attend(
         cache: latent cache.
         metadata: the batch; T is its num_tokens.
         topk_indices: [>= T, index_topk] int32, positions within each row's request.
+        decode_slots: of the decode rows, from `select`; None: they are looked up.
         out: [T, heads, v_head_dim], written.
     """
     nope = mla.w_uk.shape[1]
@@ -233,14 +246,18 @@ def attend(
         k, v = _expand(mla, latent)
         query = torch.cat((q_nope[rows], q_pe[rows]), -1)
         masked_mha(query, k, v, topk_indices[rows], mla.softmax_scale, out=out[rows])
-    for rows in _other_rows(masked, metadata.num_tokens):
-        count("topk_slots")
-        slots = topk_slots(
-            topk_indices[rows],
-            metadata.block_table,
-            metadata.request_ids[rows],
-            metadata.block_size,
-        )
+    decodes = slice(0, metadata.num_decode_tokens)
+    for rows in _other_rows(masked, metadata):
+        if rows == decodes and decode_slots is not None:
+            slots = decode_slots
+        else:
+            count("topk_slots")
+            slots = topk_slots(
+                topk_indices[rows],
+                metadata.block_table,
+                metadata.request_ids[rows],
+                metadata.block_size,
+            )
         count("sparse_mla")
         query = _absorb(mla, q_nope[rows], q_pe[rows])
         attended, _ = sparse_mla(
@@ -249,10 +266,11 @@ def attend(
         torch.bmm(attended.transpose(0, 1), mla.w_uv, out=out[rows].transpose(0, 1))
 
 
-def _other_rows(chunks: list[PrefillChunk], num_tokens: int) -> list[slice]:
-    """The rows before, between and after chunks."""
-    starts = [0, *(chunk.end for chunk in chunks)]
-    ends = [*(chunk.start for chunk in chunks), num_tokens]
+def _other_rows(chunks: list[PrefillChunk], metadata: DSAMetadata) -> list[slice]:
+    """The decodes' rows, and those before, between and after chunks of the prefills."""
+    decodes = metadata.num_decode_tokens
+    starts = [0, decodes, *(chunk.end for chunk in chunks)]
+    ends = [decodes, *(chunk.start for chunk in chunks), metadata.num_tokens]
     return [slice(start, end) for start, end in zip(starts, ends, strict=True) if start < end]
 
 
@@ -281,7 +299,9 @@ def _select_all(context_lens: Tensor, topk_indices: Tensor) -> None:
 
 def _select_decodes(
     q: Tensor, weights: Tensor, cache: Tensor, metadata: DSAMetadata, topk_indices: Tensor
-) -> None:
+) -> Tensor:
+    """Writes topk_indices, and returns their slots."""
+    slots = torch.empty(topk_indices.shape, dtype=torch.int64, device=q.device)
     query_len, max_context_len = metadata.decode_query_len, metadata.max_decode_context_len
     requests = max(1, metadata.workspace_bytes // (4 * query_len * max_context_len))
     for first in range(0, metadata.num_decodes, requests):
@@ -298,7 +318,17 @@ def _select_decodes(
             max_context_len,
         )
         count("topk_select")
-        topk_select(logits, topk_indices.shape[1], None, context_lens, out=topk_indices[rows])
+        topk_select_slots(
+            logits,
+            topk_indices.shape[1],
+            context_lens,
+            metadata.block_table,
+            metadata.request_ids[rows],
+            metadata.block_size,
+            out=topk_indices[rows],
+            slots=slots[rows],
+        )
+    return slots
 
 
 def _select_chunk(

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dsa_kernels.testing import make_block_table
-from dsa_kernels.topk_select import api, cpu, reference, topk_select, topk_slots
+from dsa_kernels.topk_select import (
+    api,
+    cpu,
+    reference,
+    topk_select,
+    topk_select_slots,
+    topk_slots,
+)
 from dsa_testbed.topk import expected_rows
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
@@ -190,3 +197,27 @@ def test_slot_errors() -> None:
         topk_slots(indices, table, int32([0, 0]), 64)
     with pytest.raises(ValueError, match=r"block_table: shape \(1,\).*num_requests, max_blocks"):
         topk_slots(indices, table[0], requests, 64)
+
+
+def test_indices_and_slots_at_once() -> None:
+    logits, end = torch.randn(3, 100), int32([100, 40, 0])
+    table, requests = torch.randperm(21).view(3, 7).int(), int32([2, 0, 1])
+    indices, slots = topk_select_slots(logits, 50, end, table, requests, 16)
+    assert torch.equal(indices, topk_select(logits, 50, None, end))
+    assert torch.equal(slots, topk_slots(indices, table, requests, 16))
+    for name, value, message in (
+        ("slots", torch.zeros(3, 50).int(), "slots: dtype torch.int32.*use int64"),
+        ("slots", torch.zeros(3, 49).long(), r"slots: shape \(3, 49\).*\[3, 50\]"),
+        ("request_ids", int32([0]), r"request_ids: shape \(1,\).*\[3\]"),
+        ("k", 0, "k: 0; at least one"),
+    ):
+        arguments: dict[str, Any] = {
+            "logits": logits,
+            "k": 50,
+            "row_end": end,
+            "block_table": table,
+            "request_ids": requests,
+            "block_size": 16,
+        }
+        with pytest.raises(ValueError, match=message):
+            topk_select_slots(**arguments | {name: value})

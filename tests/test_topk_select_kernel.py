@@ -11,7 +11,7 @@ from torch import Tensor
 from dsa_kernels.arch import ARCHS, Arch
 from dsa_kernels.launch import LaunchConfig
 from dsa_kernels.testing import make_block_table
-from dsa_kernels.topk_select import reference, topk_select, topk_slots
+from dsa_kernels.topk_select import reference, topk_select, topk_select_slots, topk_slots
 from dsa_testbed.interpreted import kernels_run  # noqa: F401 (a fixture)
 from dsa_testbed.topk import expected_rows
 
@@ -189,6 +189,29 @@ def test_slots_of_many_and_wide_rows() -> None:
         slots = topk_slots(indices, table, requests, 64)
         expected = table[requests[:, None], indices.clamp(min=0) // 64].long() * 64 + indices % 64
         assert torch.equal(slots, expected.masked_fill(indices < 0, -1))
+
+
+@pytest.mark.parametrize("block", [16, 64, 1024])
+def test_slots_in_the_same_pass(
+    block: int,
+    monkeypatch: pytest.MonkeyPatch,
+    kernels_run: list[str],  # noqa: F811
+) -> None:
+    """Equal to `topk_slots`, past the block table too, in one round or several."""
+    pieces_of(monkeypatch, block)
+    logits = torch.randint(0, 9, (7, 90)).float()
+    end = int32([90, 1, 0, 64, INT_MIN, INT_MAX, 65])
+    table = torch.randperm(40).view(4, 10).int()[:, ::2]  # 5 blocks of 16: ten columns have none
+    table[2, 1] = -1
+    requests = int32([0, 1, 1, 2, 3, 3, 0])
+    wide = torch.full((7, 30), 99)
+    indices, slots = topk_select_slots(logits, 8, end, table, requests, 16, slots=wide[:, 5:13])
+    assert set(kernels_run) == {"_select"}
+    assert torch.equal(indices, expected_rows(logits, 8, None, end))
+    assert torch.equal(slots, reference.topk_slots(indices, table, requests, 16))
+    assert slots.data_ptr() == wide[:, 5:13].data_ptr()
+    assert wide[:, :5].eq(99).all()
+    assert wide[:, 13:].eq(99).all()
 
 
 def test_torch_compile_sees_one_opaque_op() -> None:

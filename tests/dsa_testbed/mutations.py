@@ -75,23 +75,30 @@ def _topk_minus_one(function: Function) -> Function:
     return topk_select
 
 
-def _own_token_invisible(function: Function) -> Function:
-    def topk_select(logits: Tensor, k: int, start: Any, end: Tensor, **kwargs: Any) -> Any:
-        return function(logits, k, start, (end - 1).clamp(min=1), **kwargs)
+def _topk_minus_one_in_decode(function: Function) -> Function:
+    def topk_select_slots(logits: Tensor, k: int, *args: Any, out: Tensor, slots: Tensor) -> None:
+        for written, fewer in zip((out, slots), function(logits, k - 1, *args), strict=True):
+            written[:, : k - 1] = fewer
+            written[:, k - 1 :] = -1
 
-    return topk_select
+    return topk_select_slots
+
+
+def _one_less(row_end: Tensor) -> Tensor:
+    return (row_end - 1).clamp(min=1)
 
 
 def _dense(function: Function) -> Function:
     def attend(*args: Any) -> None:
         import torch
 
-        mla, q, positions, cache, metadata, topk_indices, out = args
+        mla, q, positions, cache, metadata, topk_indices, _, out = args
         everything = torch.arange(
             int(positions.max()) + 1, dtype=topk_indices.dtype, device=topk_indices.device
         )
         visible = everything <= positions[:, None]
-        function(mla, q, positions, cache, metadata, torch.where(visible, everything, -1), out)
+        everything = torch.where(visible, everything, -1)
+        function(mla, q, positions, cache, metadata, everything, None, out)
 
     return attend
 
@@ -202,8 +209,14 @@ MUTATIONS: dict[str, dict[str, Wrapper]] = {
     "query_rope_style": {"apply_rope": _flip("interleaved", default=True)},
     # The key is rotated by the Hadamard matrix and the query is not, or the reverse.
     "hadamard_one_side": {"index_cache_write": _flip("hadamard")},
-    "topk_minus_one": {"topk_select": _topk_minus_one},
-    "own_token_invisible": {"topk_select": _own_token_invisible},
+    "topk_minus_one": {
+        "topk_select": _topk_minus_one,
+        "topk_select_slots": _topk_minus_one_in_decode,
+    },
+    "own_token_invisible": {
+        "topk_select": _argument(3, _one_less),
+        "topk_select_slots": _argument(2, _one_less),
+    },
     "dense_attention": {"attend": _dense},
     "index_key_not_written_short_prompt": {"write_index_key": _short_prompts_unwritten},
     "stale_index_page": {"write_index_key": _last_slot_stale},

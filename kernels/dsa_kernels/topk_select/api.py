@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -42,28 +44,60 @@ def topk_select(
         ValueError: a shape, dtype or device that is not as above; a k above 4096 that the
             Triton kernel has no room for (rows longer than 8192).
     """
-    check_dtype("logits", logits, (torch.float32,))
-    check_shape("logits", logits, ("M", "N"))
-    if k < 1:
-        raise ValueError(f"k: {k}; at least one index must be selected")
-    rows = logits.shape[0]
-    for name, bound in (("row_start", row_start), ("row_end", row_end)):
-        if bound is not None:
-            check_dtype(name, bound, _INT_DTYPES)
-            check_shape(name, bound, (rows,))
-    if out is not None:
-        check_dtype("out", out, (torch.int32,))
-        check_shape("out", out, (rows, k))
-    check_devices("logits", logits, row_start=row_start, row_end=row_end, out=out)
+    _check_select(logits, k, row_start, row_end, out)
     if not use_triton(logits.device):
-        run = cpu.topk_select if logits.device.type == "cpu" else reference.topk_select
-        return run(logits, k, row_start, row_end, out=out)
+        return _torch_select(logits)(logits, k, row_start, row_end, out=out)
     from dsa_kernels.topk_select.kernel import topk_select_op
 
     if out is None:
-        out = torch.empty(rows, k, dtype=torch.int32, device=logits.device)
+        out = torch.empty(logits.shape[0], k, dtype=torch.int32, device=logits.device)
     topk_select_op(logits, k, row_start, row_end, out)
     return out
+
+
+def topk_select_slots(
+    logits: Tensor,
+    k: int,
+    row_end: Tensor,
+    block_table: Tensor,
+    request_ids: Tensor,
+    block_size: int,
+    *,
+    out: Tensor | None = None,
+    slots: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`topk_select` of rows that start at 0, and `topk_slots` of what it selects, in one pass.
+
+    Args:
+        logits, k, row_end, out: as `topk_select` takes them.
+        block_table, request_ids, block_size: as `topk_slots` takes them.
+        slots: [M, k] int64, written if given.
+
+    Returns:
+        topk_indices [M, k] int32 and slots [M, k] int64.
+
+    Raises:
+        ValueError: as both of them.
+    """
+    _check_select(logits, k, None, row_end, out)
+    rows = logits.shape[0]
+    _check_pages(rows, block_table, request_ids, block_size)
+    if slots is not None:
+        check_dtype("slots", slots, (torch.int64,))
+        check_shape("slots", slots, (rows, k))
+    check_devices("logits", logits, block_table=block_table, request_ids=request_ids, slots=slots)
+    if out is None:
+        out = torch.empty(rows, k, dtype=torch.int32, device=logits.device)
+    if slots is None:
+        slots = torch.empty(rows, k, dtype=torch.int64, device=logits.device)
+    if use_triton(logits.device):
+        from dsa_kernels.topk_select.kernel import topk_select_slots_op
+
+        topk_select_slots_op(logits, k, row_end, block_table, request_ids, block_size, out, slots)
+    else:
+        _torch_select(logits)(logits, k, None, row_end, out=out)
+        slots.copy_(reference.topk_slots(out, block_table, request_ids, block_size))
+    return out, slots
 
 
 def topk_slots(
@@ -87,12 +121,7 @@ def topk_slots(
     """
     check_dtype("topk_indices", topk_indices, _INT_DTYPES)
     check_shape("topk_indices", topk_indices, ("M", "k"))
-    check_dtype("block_table", block_table, _INT_DTYPES)
-    check_shape("block_table", block_table, ("num_requests", "max_blocks"))
-    check_dtype("request_ids", request_ids, _INT_DTYPES)
-    check_shape("request_ids", request_ids, (topk_indices.shape[0],))
-    if block_size < 1:
-        raise ValueError(f"block_size: {block_size}; it must be at least 1")
+    _check_pages(topk_indices.shape[0], block_table, request_ids, block_size)
     check_devices("topk_indices", topk_indices, block_table=block_table, request_ids=request_ids)
     if not use_triton(topk_indices.device):
         return reference.topk_slots(topk_indices, block_table, request_ids, block_size)
@@ -101,3 +130,34 @@ def topk_slots(
     slots = torch.empty(topk_indices.shape, dtype=torch.int64, device=topk_indices.device)
     topk_slots_op(topk_indices, block_table, request_ids, block_size, slots)
     return slots
+
+
+def _check_select(
+    logits: Tensor, k: int, row_start: Tensor | None, row_end: Tensor, out: Tensor | None
+) -> None:
+    check_dtype("logits", logits, (torch.float32,))
+    check_shape("logits", logits, ("M", "N"))
+    if k < 1:
+        raise ValueError(f"k: {k}; at least one index must be selected")
+    rows = logits.shape[0]
+    for name, bound in (("row_start", row_start), ("row_end", row_end)):
+        if bound is not None:
+            check_dtype(name, bound, _INT_DTYPES)
+            check_shape(name, bound, (rows,))
+    if out is not None:
+        check_dtype("out", out, (torch.int32,))
+        check_shape("out", out, (rows, k))
+    check_devices("logits", logits, row_start=row_start, row_end=row_end, out=out)
+
+
+def _check_pages(rows: int, block_table: Tensor, request_ids: Tensor, block_size: int) -> None:
+    check_dtype("block_table", block_table, _INT_DTYPES)
+    check_shape("block_table", block_table, ("num_requests", "max_blocks"))
+    check_dtype("request_ids", request_ids, _INT_DTYPES)
+    check_shape("request_ids", request_ids, (rows,))
+    if block_size < 1:
+        raise ValueError(f"block_size: {block_size}; it must be at least 1")
+
+
+def _torch_select(logits: Tensor) -> Callable[..., Tensor]:
+    return cpu.topk_select if logits.device.type == "cpu" else reference.topk_select

@@ -13,7 +13,8 @@ pieces' winners, k of each, are the next round's row. The scores' distribution d
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import triton
@@ -33,6 +34,22 @@ def topk_select(
         launch.run()
 
 
+def topk_select_slots(
+    logits: Tensor,
+    k: int,
+    row_end: Tensor,
+    block_table: Tensor,
+    request_ids: Tensor,
+    block_size: int,
+    out: Tensor,
+    slots: Tensor,
+) -> None:
+    """As the public function, into `out` and `slots`."""
+    pages = Pages(block_table, request_ids, block_size, slots)
+    for launch in plan(logits, k, None, row_end, out, arch_of(logits.device), pages):
+        launch.run()
+
+
 def topk_slots(
     topk_indices: Tensor, block_table: Tensor, request_ids: Tensor, block_size: int, out: Tensor
 ) -> None:
@@ -43,11 +60,49 @@ def topk_slots(
 
 
 topk_select_op = register(topk_select, writes=("out",))
+topk_select_slots_op = register(topk_select_slots, writes=("out", "slots"))
 topk_slots_op = register(topk_slots, writes=("out",))
 
 
+@dataclass(frozen=True)
+class Pages:
+    """Where the last round finds the slots of what it selects, and writes them."""
+
+    block_table: Tensor
+    request_ids: Tensor
+    block_size: int
+    slots: Tensor
+
+    def arguments(self) -> dict[str, Any]:
+        return {
+            "block_table": self.block_table,
+            "request_ids": self.request_ids.contiguous(),
+            "slots": self.slots,
+            "max_blocks": self.block_table.shape[1],
+            "stride_tb": self.block_table.stride(0),
+            "stride_tn": self.block_table.stride(1),
+            "stride_sm": self.slots.stride(0),
+            "stride_sn": self.slots.stride(1),
+            "BLOCK_SIZE": self.block_size,
+        }
+
+
+_NO_PAGES = dict.fromkeys(
+    [
+        *("block_table", "request_ids", "slots", "max_blocks", "BLOCK_SIZE"),
+        *("stride_tb", "stride_tn", "stride_sm", "stride_sn"),
+    ]
+)
+
+
 def plan(
-    logits: Tensor, k: int, row_start: Tensor | None, row_end: Tensor, out: Tensor, arch: Arch
+    logits: Tensor,
+    k: int,
+    row_start: Tensor | None,
+    row_end: Tensor,
+    out: Tensor,
+    arch: Arch,
+    pages: Pages | None = None,
 ) -> list[Launch]:
     """A launch a round; the winners of all but the last take k / piece of the logits' memory."""
     rows, columns = logits.shape
@@ -77,11 +132,12 @@ def plan(
             "num_columns": columns,
             "width": width,
             "k": k,
-            "slots": k if last else taken,
+            "room": k if last else taken,
             "stride_lm": logits.stride(0),
             "stride_ln": logits.stride(1),
             "stride_wm": winners.stride(0),
             "stride_wn": winners.stride(1),
+            **(pages.arguments() if pages and last else _NO_PAGES),
         }
         grid = (triton.cdiv(rows, config.blocks["BLOCK_ROWS"]), pieces)
         launches.append(Launch(_select, grid, arguments, config))
@@ -104,19 +160,11 @@ def plan_slots(
     config = _config("slots", k, arch)
     arguments = {
         "topk_indices": topk_indices,
-        "block_table": block_table,
-        "request_ids": request_ids.contiguous(),
-        "slots": out,
         "num_rows": rows,
         "k": k,
-        "max_blocks": block_table.shape[1],
         "stride_im": topk_indices.stride(0),
         "stride_in": topk_indices.stride(1),
-        "stride_tb": block_table.stride(0),
-        "stride_tn": block_table.stride(1),
-        "stride_sm": out.stride(0),
-        "stride_sn": out.stride(1),
-        "BLOCK_SIZE": block_size,
+        **Pages(block_table, request_ids, block_size, out).arguments(),
     }
     blocks = config.blocks
     grid = (triton.cdiv(rows, blocks["BLOCK_ROWS"]), triton.cdiv(k, blocks["BLOCK_COLUMNS"]))
@@ -137,6 +185,9 @@ def compile_cases(arch: Arch) -> Iterator[tuple[str, Launch]]:
             for number, launch in enumerate(rounds, 1):
                 ranged = "" if start is None else " ranges"
                 yield f"select {columns}{ranged} round {number}", launch
+        pages = Pages(meta(64, 2048), meta(64), 64, meta(64, k, dtype=torch.int64))
+        *_, launch = plan(logits, k, None, meta(64), meta(64, k), arch, pages)
+        yield f"select {columns} slots", launch
     (launch,) = plan_slots(
         meta(64, k), meta(64, 2048), meta(64), 64, meta(64, k, dtype=torch.int64), arch
     )
@@ -155,26 +206,38 @@ def _config(kernel: str, columns: int, arch: Arch) -> LaunchConfig:
     return replace(config, blocks=blocks)
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_columns", "width"])
+@triton.jit(do_not_specialize=["num_rows", "num_columns", "width", "max_blocks"])
 def _select(
     logits,
     candidates,
     row_start,
     row_end,
     winners,
+    block_table,
+    request_ids,
+    slots,
     num_rows,
     num_columns,
     width,
     k,
-    slots,
+    room,
+    max_blocks,
     stride_lm,
     stride_ln,
     stride_wm,
     stride_wn,
+    stride_tb,
+    stride_tn,
+    stride_sm,
+    stride_sn,
+    BLOCK_SIZE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    """The best k of one piece of each row: their indices, ascending, then -1 up to `slots`."""
+    """The best k of one piece of each row: their indices, ascending, then -1 up to `room`.
+
+    With `slots`, those of the indices too.
+    """
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     piece = tl.program_id(1)
     is_row = row < num_rows
@@ -185,21 +248,21 @@ def _select(
         start = tl.minimum(end, 0)
     else:
         start = tl.load(row_start + row, mask=is_row, other=0).to(end.dtype)
-    place = piece * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    offset = piece * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     if candidates is None:
-        column = tl.minimum(tl.maximum(start, 0), num_columns)[:, None] + place[None, :]
+        column = tl.minimum(tl.maximum(start, 0), num_columns)[:, None] + offset[None, :]
         valid = column < end[:, None]
     else:
         chosen = tl.load(
-            candidates + row[:, None] * width + place[None, :],
-            mask=is_row[:, None] & (place < width)[None, :],
+            candidates + row[:, None] * width + offset[None, :],
+            mask=is_row[:, None] & (offset < width)[None, :],
             other=-1,
         )
         column = start[:, None] + chosen
         valid = chosen >= 0
     num_valid = tl.sum(valid.to(tl.int32), 1)
 
-    winners += row * stride_wm + piece * slots * stride_wn
+    winners += row * stride_wm + piece * room * stride_wn
     if tl.max(num_valid) > 0:
         address = logits + row[:, None] * stride_lm + column.to(tl.int64) * stride_ln
         key = tl.where(valid, _ordered(tl.load(address, mask=valid, other=0.0)), 0)
@@ -211,14 +274,26 @@ def _select(
         counts = tl.cumsum(above.to(tl.int32) + (equal.to(tl.int32) << 16), 1)
         num_above, num_equal = counts & 0xFFFF, counts >> 16
         taken = above | (equal & (num_equal <= wanted))
-        slot = num_above + tl.minimum(num_equal, wanted) - 1
+        place = num_above + tl.minimum(num_equal, wanted) - 1
         index = (column - start[:, None]).to(tl.int32)
-        tl.store(winners[:, None] + slot * stride_wn, index, mask=taken)
-    BLOCK_SLOTS: tl.constexpr = BLOCK_COLUMNS // 8 if BLOCK_COLUMNS > 8 else 1
-    for first in range(0, slots, BLOCK_SLOTS):
-        slot = first + tl.arange(0, BLOCK_SLOTS)[None, :]
-        unused = (slot >= num_valid[:, None]) & (slot < slots)
-        tl.store(winners[:, None] + slot * stride_wn, -1, mask=is_row[:, None] & unused)
+        tl.store(winners[:, None] + place * stride_wn, index, mask=taken)
+    BLOCK_PLACES: tl.constexpr = BLOCK_COLUMNS // 8 if BLOCK_COLUMNS > 8 else 1
+    if slots is not None:
+        request = tl.load(request_ids + row, mask=is_row, other=0).to(tl.int64)
+        table = block_table + request[:, None] * stride_tb
+        slots += row * stride_sm
+        tl.debug_barrier()  # the winners are read again: in order, and by fewer registers
+    for first in range(0, room, BLOCK_PLACES):
+        place = first + tl.arange(0, BLOCK_PLACES)[None, :]
+        unused = (place >= num_valid[:, None]) & (place < room)
+        tl.store(winners[:, None] + place * stride_wn, -1, mask=is_row[:, None] & unused)
+        if slots is not None:
+            used = is_row[:, None] & (place < tl.minimum(num_valid, room)[:, None])
+            index = tl.load(winners[:, None] + place * stride_wn, mask=used, other=-1)
+            slot = _slot(index, used, table, max_blocks, stride_tn, BLOCK_SIZE)
+            tl.store(
+                slots[:, None] + place * stride_sn, slot, mask=is_row[:, None] & (place < room)
+            )
 
 
 @triton.jit
@@ -272,9 +347,16 @@ def _find_slots(
     column = (tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS))[None, :]
     inside = (row < num_rows) & (column < k)
     index = tl.load(topk_indices + row * stride_im + column * stride_in, mask=inside, other=-1)
-    selected = (index >= 0) & (index // BLOCK_SIZE < max_blocks)
     request = tl.load(request_ids + row, mask=row < num_rows, other=0).to(tl.int64)
-    entry = block_table + request * stride_tb + (index // BLOCK_SIZE).to(tl.int64) * stride_tn
-    block = tl.load(entry, mask=selected, other=-1).to(tl.int64)
-    slot = tl.where(block >= 0, block * BLOCK_SIZE + index % BLOCK_SIZE, -1)
+    table = block_table + request * stride_tb
+    slot = _slot(index, inside, table, max_blocks, stride_tn, BLOCK_SIZE)
     tl.store(slots + row * stride_sm + column * stride_sn, slot, mask=inside)
+
+
+@triton.jit
+def _slot(index, wanted, table, max_blocks, stride_tn, BLOCK_SIZE: tl.constexpr):
+    """Where a request's index lies, by its row of the block table; -1 if that does not say."""
+    selected = wanted & (index >= 0) & (index // BLOCK_SIZE < max_blocks)
+    entry = table + (index // BLOCK_SIZE).to(tl.int64) * stride_tn
+    block = tl.load(entry, mask=selected, other=-1).to(tl.int64)
+    return tl.where(block >= 0, block * BLOCK_SIZE + index % BLOCK_SIZE, -1)
