@@ -38,7 +38,7 @@ from dsa_testbed.sglang_server import SglangServer, sglang_python
 
 HERE = Path(__file__).parent
 KV_CACHE_GIB = 2
-TIMEOUT_S = 3600  # without a token
+TIMEOUT_S = 1200  # without a token
 FP8_INDEX_CACHE = {"DSA_INDEX_CACHE_DTYPE": "fp8"}
 MODEL_INDEX_CACHE = {"DSA_INDEX_CACHE_DTYPE": "model"}
 
