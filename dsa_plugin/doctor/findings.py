@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.metadata import requires
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -160,13 +161,14 @@ def _check(name: str, text: str | None) -> Finding:
 
 
 def _memory(model: ModelShape, gpu: Gpu, count: int) -> tuple[str, bool]:
+    tp = gcd(count, model.num_attention_heads)
     deployment = Deployment(
         model=model,
         gpu=gpu,
         count=count,
-        tp=count,
-        dp=1,
-        ep=count,
+        tp=tp,
+        dp=count // tp,
+        ep=count if count <= model.n_routed_experts else gcd(count, model.n_routed_experts),
         context=_CONTEXT,
         kv_dtype="bf16",
         index_dtype="fp8",

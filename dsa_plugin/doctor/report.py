@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import gcd
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -85,7 +86,7 @@ def make_report(
             host,
             {where: target},
             folders,
-            ranks=max(1, count),
+            ranks=gcd(max(1, count), *(model.num_attention_heads for model in models.values())),
             plugin_mode=os.environ.get("DSA_PLUGIN", "auto"),
         )
     return Report(host, where, count, findings, serving)
