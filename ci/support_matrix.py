@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Hashable, Iterable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar, get_args
@@ -52,17 +53,15 @@ Key = TypeVar("Key", bound=Hashable)
 
 def ask(host: HostName, python: str) -> list[Serving]:
     """What a host says of every GPU and model."""
-    targets = {gpu: Target.of(find_gpu(gpu), COUNT) for gpu in GPUS if gpu != CPU}
+    machines = {gpu: (Target.of(find_gpu(gpu), COUNT), COUNT) for gpu in GPUS if gpu != CPU}
+    machines[CPU] = Target.here(), 1
     with TemporaryDirectory() as scratch:
         models = {}
         for name in MODELS:
             model = find_registered(name)
             assert model is not None
             models[name] = model_folder(name, model, Path(scratch))
-        return [
-            *ask_serving(python, host, targets, models, ranks=COUNT, plugin_mode="auto"),
-            *ask_serving(python, host, {CPU: Target.here()}, models, ranks=1, plugin_mode="auto"),
-        ]
+        return ask_serving(python, host, machines, models, "auto")
 
 
 def host_version(host: HostName, python: str) -> str:
@@ -81,7 +80,7 @@ def matrix(hosts: dict[HostName, tuple[str, list[Serving]]]) -> str:
             parts.append(f"\n### {gpu}\n\nServed by {_alike(of_gpu, _served_by)}.\n\n")
             parts.append(f"| op | for | {TITLES[host]} alone | the plugin |\n|---|---|---|---|\n")
             for op in get_args(Op):
-                for (alone, ours), which in _group(of_gpu, lambda s, op=op: _cells(s, op)):
+                for (alone, ours), which in _group(of_gpu, partial(_cells, op)):
                     parts.append(f"| {op} | {which or 'all'} | {alone} | {ours} |\n")
         parts.append("\n")
     return "".join(parts).rstrip() + "\n"
@@ -116,7 +115,7 @@ def _served_by(serving: Serving) -> str:
     return f"{TITLES[serving.host]}{', which refuses' if serving.blocker else ''}"
 
 
-def _cells(serving: Serving, op: Op) -> tuple[str, str]:
+def _cells(op: Op, serving: Serving) -> tuple[str, str]:
     ours = serving.ours.get(op, "refused")
     if serving.native_error is not None:
         return f"no: {serving.native_error}", ours

@@ -40,8 +40,9 @@ class Host:
 
     def __init__(self) -> None:
         self.asked: list[Question] = []
-        self.served_by = {"off": "vllm", "on": "dsa_plugin", "auto": "dsa_plugin"}
+        self.served_by = {"off": "vllm", "auto": "dsa_plugin"}
         self.native = NATIVE
+        self.ours = OURS
         self.error: str | None = None
 
     def ask(self, python: str, host: str, questions: list[Question]) -> list[Answer]:
@@ -53,7 +54,7 @@ class Host:
         if self.error and mode != "off":
             return Answer(self.error)
         by = self.served_by[mode]
-        return Answer(None, {"served_by": by, "native": self.native, "ours": OURS})
+        return Answer(None, {"served_by": by, "native": self.native, "ours": self.ours})
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ def test_left_to_a_host_that_refuses(dsa: Dsa, host: Host) -> None:
 
 
 def test_left_to_a_host_because_the_plugin_is_not_loaded(dsa: Dsa, host: Host) -> None:
-    host.served_by |= {"auto": "vllm", "on": "vllm"}
+    host.served_by["auto"], host.ours = "vllm", {}
     code, out, _ = dsa("--gpu", "h200")
     assert code == 1
     assert "capability not supported; the plugin is not loaded\n" in out
@@ -149,7 +150,7 @@ def test_the_environment_decides_who_serves(
 ) -> None:
     monkeypatch.setenv("DSA_PLUGIN", "off")
     assert dsa("--gpu", "a100").code == 1
-    assert {question.env["DSA_PLUGIN"] for question in host.asked} == {"off", "on"}
+    assert {question.env["DSA_PLUGIN"] for question in host.asked} == {"off"}
 
 
 def test_left_to_a_host_that_serves(dsa: Dsa, host: Host) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from importlib.metadata import requires
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +31,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     versions = {"vllm": "0.32.0", "torch": "2.13.0+cu130"}
     monkeypatch.setattr(findings, "installed_version", versions.get)
     pins = {"vllm": ["torch==2.13.0"], "sglang": ["torch==2.14.1"]}
-    ours = findings.requires("dsa-plugin")
+    ours = requires("dsa-plugin")
     monkeypatch.setattr(findings, "requires", lambda name: pins.get(name, ours))
     activation(monkeypatch, "ok   entry point\n")
     return versions
@@ -38,7 +39,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 def activation(monkeypatch: pytest.MonkeyPatch, out: str, err: str = "") -> None:
     done = subprocess.CompletedProcess([], 1, out, err)
-    monkeypatch.setattr(findings.subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
 
 
 def faults(host: HostName = "vllm") -> list[Finding]:

@@ -79,15 +79,15 @@ def make_report(
     where = gpu.name if gpu else HERE
     if installed_version(host) is None:
         return Report(host, where, count, findings, [])
+    ranks = gcd(max(1, count), *(model.num_attention_heads for model in models.values()))
     with TemporaryDirectory(prefix="dsa-doctor-") as scratch:
         folders = {name: model_folder(name, model, Path(scratch)) for name, model in models.items()}
         serving = ask_serving(
             sys.executable,
             host,
-            {where: target},
+            {where: (target, ranks)},
             folders,
-            ranks=gcd(max(1, count), *(model.num_attention_heads for model in models.values())),
-            plugin_mode=os.environ.get("DSA_PLUGIN", "auto"),
+            os.environ.get("DSA_PLUGIN", "auto"),
         )
     return Report(host, where, count, findings, serving)
 

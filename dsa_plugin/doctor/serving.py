@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -28,7 +28,7 @@ class Serving:
         host, gpu, model, cache_dtype: what was asked about.
         native: each op of the host alone; empty where it ended before it chose any.
         native_error: what the host alone ended with, in its words; else None.
-        ours: what runs each op where the plugin serves; empty where it cannot.
+        ours: what runs each op where the plugin serves; empty where it is not loaded, or refuses.
         served_by: "dsa_plugin" or the host, by this environment's DSA_PLUGIN; None: refused.
         refusal: why, where it is refused.
     """
@@ -66,34 +66,33 @@ class Serving:
 def ask_serving(
     python: str,
     host: HostName,
-    targets: Mapping[str, Target],
+    machines: Mapping[str, tuple[Target, int]],
     models: Mapping[str, Path],
-    *,
-    ranks: int,
     plugin_mode: str,
 ) -> list[Serving]:
     """Every GPU, model and cache dtype, in this order; one process of the host.
 
     Args:
         python: the interpreter of the host's environment.
-        targets: by the name that answers are to have.
+        machines: each with its tensor-parallel ranks, by the name that answers are to have.
         models: folders with a config.json, likewise.
-        ranks: tensor-parallel ones.
         plugin_mode: DSA_PLUGIN of whoever would serve.
 
     Raises:
         ValueError: the host cannot be asked at all.
     """
-    cases = list(product(targets.items(), models.items(), CACHE_DTYPES[host]))
+    cases = list(product(machines.items(), models.items(), CACHE_DTYPES[host]))
     questions = [
         Question(_arguments(host, folder, cache, ranks), target, {"DSA_PLUGIN": who}, kernels=True)
-        for (_, target), (_, folder), cache in cases
-        for who in ("off", "on", plugin_mode)
+        for (_, (target, ranks)), (_, folder), cache in cases
+        for who in ("off", plugin_mode)
     ]
     answers = ask(python, host, questions)
     return [
-        _judge(host, gpu, model, cache, answers[3 * i : 3 * i + 3])
-        for i, ((gpu, _), (model, _), cache) in enumerate(cases)
+        _judge(host, gpu, model, cache, off, asked)
+        for ((gpu, _), (model, _), cache), off, asked in zip(
+            cases, answers[::2], answers[1::2], strict=True
+        )
     ]
 
 
@@ -102,8 +101,7 @@ def _arguments(host: HostName, folder: Path, cache: str, ranks: int) -> list[str
     return [*model, "--kv-cache-dtype", cache]
 
 
-def _judge(host: HostName, gpu: str, model: str, cache: str, answers: Sequence[Answer]) -> Serving:
-    off, on, asked = answers
+def _judge(host: HostName, gpu: str, model: str, cache: str, off: Answer, asked: Answer) -> Serving:
     native: list[dict[str, Any]] = off.settled.get("native", [])
     return Serving(
         host=host,
@@ -112,7 +110,7 @@ def _judge(host: HostName, gpu: str, model: str, cache: str, answers: Sequence[A
         cache_dtype=cache,
         native=tuple(HostKernel(**kernel) for kernel in native),
         native_error=off.error,
-        ours=on.settled["ours"] if on.settled.get("served_by") == "dsa_plugin" else {},
+        ours=asked.settled.get("ours", {}),
         served_by=asked.settled.get("served_by"),
         refusal=asked.error,
     )

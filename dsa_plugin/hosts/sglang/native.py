@@ -45,7 +45,7 @@ def _indexer_logits(wanted: str) -> HostKernel:
 
 def _deep_gemm(wanted: str) -> str:
     """Raises RuntimeError where SGLang does not run DeepGEMM on this device."""
-    backend = DSAPagedMQALogitsBackend.resolve(wanted).value
+    backend: str = DSAPagedMQALogitsBackend.resolve(wanted).value
     # Read from the device this process had when the module was imported.
     with replaced_names(configurer, _is_cuda=True):
         if not configurer._compute_enable_deep_gemm():

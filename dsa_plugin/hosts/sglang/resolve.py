@@ -16,6 +16,7 @@ from sglang.version import __version__
 
 from dsa_plugin.ask_host import Answer, Question, Target, answer, check_flags
 from dsa_plugin.doctor.our_kernels import our_kernels
+from dsa_plugin.hosts.sglang import register
 from dsa_plugin.hosts.sglang.compat import BACKEND
 from dsa_plugin.hosts.sglang.pretend import prepare, pretend, pretend_build
 
@@ -58,12 +59,14 @@ def resolve(question: Question) -> Answer:
 
 
 def _kernels(view: Any, target: Target) -> dict[str, Any]:
-    """What runs each op, the host's own and ours; the plugin's resolution unset the host's."""
+    """What runs each op: the host's own, and ours where the host has loaded the plugin."""
     pretend_build(target)
     from dsa_plugin.hosts.sglang.native import native_kernels
 
     native = [asdict(kernel) for kernel in native_kernels(view)]
-    return {"native": native, "ours": our_kernels(fp8_latents=view.kv_cache_dtype == "fp8_e4m3")}
+    loaded = register.cache_info().currsize > 0
+    ours = our_kernels(fp8_latents=view.kv_cache_dtype == "fp8_e4m3") if loaded else {}
+    return {"native": native, "ours": ours}
 
 
 def _refuse_deprecated(flag: str, action: Any) -> None:

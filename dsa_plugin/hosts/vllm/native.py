@@ -50,7 +50,7 @@ def _sparse_mla(config: VllmConfig) -> str:
     )
     heads = text.num_attention_heads // config.parallel_config.tensor_parallel_size
     try:
-        path = current_platform.get_attn_backend_cls(None, wanted, heads)
+        path: str = current_platform.get_attn_backend_cls(None, wanted, heads)
     except ValueError as refusal:
         raise ValueError(_of_sparse_backends(str(refusal))) from None
     return path.rpartition(".")[2]

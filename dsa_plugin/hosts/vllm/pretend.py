@@ -68,7 +68,7 @@ def pretend_build(target: Target) -> None:
         setattr(flashinfer, name, lambda *_: True)
     sparse_attn_indexer: Any = importlib.import_module(_INDEXER)
     for module in (deep_gemm, sparse_attn_indexer):
-        module.has_deep_gemm = lambda: True  # type: ignore[union-attr]
+        module.has_deep_gemm = lambda: True
     empty = torch.empty
     # It allocates a workspace on the device as it is imported.
     with replaced_names(torch, empty=lambda *a, **k: empty(*a, **{**k, "device": "meta"})):

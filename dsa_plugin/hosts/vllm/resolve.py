@@ -17,6 +17,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from dsa_plugin.ask_host import Answer, Question, Target, answer, check_flags
 from dsa_plugin.doctor.our_kernels import our_kernels
+from dsa_plugin.hosts.vllm import register
 from dsa_plugin.hosts.vllm.pretend import prepare, pretend, pretend_build
 
 if TYPE_CHECKING:
@@ -54,15 +55,14 @@ def resolve(question: Question) -> Answer:
 
 
 def _kernels(config: VllmConfig, target: Target) -> dict[str, Any]:
-    """What runs each op, the host's own and ours."""
+    """What runs each op: the host's own, and ours where the host has loaded the plugin."""
     pretend_build(target)
     from dsa_plugin.hosts.vllm.native import native_kernels
 
+    native = [asdict(kernel) for kernel in native_kernels(config)]
+    loaded = register.cache_info().currsize > 0
     fp8_latents = config.cache_config.cache_dtype.startswith("fp8")
-    return {
-        "native": [asdict(kernel) for kernel in native_kernels(config)],
-        "ours": our_kernels(fp8_latents=fp8_latents),
-    }
+    return {"native": native, "ours": our_kernels(fp8_latents=fp8_latents) if loaded else {}}
 
 
 def _refuse(message: str) -> NoReturn:
