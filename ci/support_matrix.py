@@ -164,7 +164,7 @@ def generate() -> tuple[str, str]:
         "vllm": sys.executable,
         "sglang": str(folder / "bin" / "python"),
     }
-    hosts = {
+    hosts: dict[HostName, tuple[str, list[Serving]]] = {
         host: (host_version(host, python), ask(host, python)) for host, python in pythons.items()
     }
     return matrix(hosts), short_table(hosts)

@@ -175,6 +175,16 @@ def test_a_finding_exits_with_1(dsa: Dsa, monkeypatch: pytest.MonkeyPatch) -> No
     assert "FAIL torch: another\n     what would work: reinstall\n" in out
 
 
+def test_a_host_that_does_not_answer(dsa: Dsa, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_answer(*_: Any) -> list[Answer]:
+        raise ValueError("vllm did not answer (exit code 1):\nTraceback\nImportError: cli_args")
+
+    monkeypatch.setattr(serving, "ask", no_answer)
+    code, out, err = dsa("--gpu", "a100")
+    assert (code, err, host.asked) == (1, "", [])
+    assert "FAIL asking vllm: ImportError: cli_args\n     what would work: vllm's log" in out
+
+
 def test_this_machine(dsa: Dsa, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "examine_device", lambda: [Finding("GPU", True, "none")])
     code, out, _ = dsa()

@@ -82,13 +82,15 @@ def make_report(
     ranks = gcd(max(1, count), *(model.num_attention_heads for model in models.values()))
     with TemporaryDirectory(prefix="dsa-doctor-") as scratch:
         folders = {name: model_folder(name, model, Path(scratch)) for name, model in models.items()}
-        serving = ask_serving(
-            sys.executable,
-            host,
-            {where: (target, ranks)},
-            folders,
-            os.environ.get("DSA_PLUGIN", "auto"),
-        )
+        mode = os.environ.get("DSA_PLUGIN", "auto")
+        try:
+            serving = ask_serving(sys.executable, host, {where: (target, ranks)}, folders, mode)
+        except ValueError as error:
+            # Not every release that the plugin serves can be asked; findings are worth having.
+            why = str(error).strip().splitlines()[-1]
+            remedy = f"{host}'s log at start says who serves; a newer release can be asked"
+            findings.append(Finding(f"asking {host}", False, why, remedy))
+            serving = []
     return Report(host, where, count, findings, serving)
 
 

@@ -57,7 +57,8 @@ def _without_gpu(wanted: str) -> str:
     """Raises NotImplementedError."""
     from sglang.srt.layers.attention.dsa.dsa_indexer import Indexer
 
-    return str(Indexer.forward_native(None))
+    indexer: Any = Indexer
+    return str(indexer.forward_native(None))
 
 
 def _sparse_mla(prefill: str, decode: str) -> HostKernel:

@@ -48,9 +48,10 @@ def _sparse_mla(config: VllmConfig) -> str:
         use_mla=True,
         use_sparse=True,
     )
+    platform: Any = current_platform
     heads = text.num_attention_heads // config.parallel_config.tensor_parallel_size
     try:
-        path: str = current_platform.get_attn_backend_cls(None, wanted, heads)
+        path: str = platform.get_attn_backend_cls(None, wanted, heads)
     except ValueError as refusal:
         raise ValueError(_of_sparse_backends(str(refusal))) from None
     return path.rpartition(".")[2]
@@ -101,7 +102,7 @@ def _rocm_indexer() -> str:
 
     op = "rocm_aiter_sparse_attn_indexer"
     with suppress(_PassedError, AttributeError):  # the second where this build has no such op
-        SparseAttnIndexer.forward_hip(
-            Layer(use_fp4_cache=False), torch.empty(0), torch.empty(0), None, torch.empty(0)
-        )
+        layer_class: Any = SparseAttnIndexer
+        empty = torch.empty(0)
+        layer_class.forward_hip(Layer(use_fp4_cache=False), empty, empty, None, empty)
     return op

@@ -66,9 +66,8 @@ def pretend_build(target: Target) -> None:
         sys.modules.setdefault(name, ModuleType(name))
     for name in (name for name in vars(flashinfer) if name.startswith("has_")):
         setattr(flashinfer, name, lambda *_: True)
-    sparse_attn_indexer: Any = importlib.import_module(_INDEXER)
-    for module in (deep_gemm, sparse_attn_indexer):
-        module.has_deep_gemm = lambda: True
+    for module in (deep_gemm, importlib.import_module(_INDEXER)):
+        vars(module)["has_deep_gemm"] = lambda: True
     empty = torch.empty
     # It allocates a workspace on the device as it is imported.
     with replaced_names(torch, empty=lambda *a, **k: empty(*a, **{**k, "device": "meta"})):
