@@ -81,11 +81,13 @@ class Question:
     Attributes:
         target: None: only whether the host knows the flags and their values.
         env: set for it.
+        kernels: also what would run each op of DSA there: `native` and `ours` of the answer.
     """
 
     arguments: list[str]
     target: Target | None = None
     env: dict[str, str] = field(default_factory=dict)
+    kernels: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def answer(resolve: Callable[[Question], Answer]) -> None:
     """Host side: answer the questions on stdin, each in a child of this process."""
     for item in json.load(sys.stdin):
         target = Target(**item["target"]) if item["target"] else None
-        question = Question(item["arguments"], target, item["env"])
+        question = Question(item["arguments"], target, item["env"], item["kernels"])
         sys.stdout.flush()
         child = os.fork()
         if child == 0:

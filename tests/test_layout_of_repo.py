@@ -58,7 +58,7 @@ def forbidden(module: str, imported: str) -> str | None:
         allowed = allowed | {mine[2], "transformers"}
     if mine[:2] == ["dsa_plugin", "cli"]:
         allowed = allowed | CLI_LIBRARIES
-    elif mine[:2] == ["dsa_plugin", "recipes"]:
+    elif mine[1:2] in (["recipes"], ["doctor"]):
         allowed = allowed | {"packaging", "pydantic", "yaml"}
     if mine[:2] != ["dsa_plugin", "cli"] and theirs[:2] == ["dsa_plugin", "cli"]:
         return "nothing imports the command but the command itself"

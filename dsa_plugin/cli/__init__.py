@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from dsa_plugin import __version__
-from dsa_plugin.cli import plan, recipe, serve
+from dsa_plugin.cli import doctor, plan, recipe, serve
 
 # Without rich's boxes: errors stay one line that can be searched for, and --help is quick.
 app = typer.Typer(
@@ -52,5 +52,6 @@ def dsa(
 
 
 app.command()(plan.plan)
+app.command()(doctor.doctor)
 app.add_typer(recipe.app, name="recipe")
 app.command()(serve.serve)

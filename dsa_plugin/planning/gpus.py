@@ -114,12 +114,13 @@ GPUS = {
 
 
 def find_gpu(name: str) -> Gpu:
-    """The GPU of that name.
+    """The GPU of that name; a100, mi300 and the like are the largest or only one so called.
 
     Raises:
         ValueError: unknown; names the nearest and all known.
     """
     key = name.lower().replace("_", "-").replace(" ", "-")
+    key = next((known for known in (key, f"{key}-80g", f"{key}x") if known in GPUS), key)
     if key not in GPUS:
         longer = [known for known in GPUS if known.startswith(key)]
         near = longer or get_close_matches(key, GPUS, n=1, cutoff=0.0)

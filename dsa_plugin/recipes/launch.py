@@ -30,6 +30,24 @@ def takes_version(recipe: Recipe, version: str | None) -> bool:
     return version is not None and specifier.contains(version, prereleases=True)
 
 
+def host_here(named: str | None) -> HostName:
+    """The host that is meant: the one named, which need not be installed, or the one that is.
+
+    Raises:
+        ValueError: no such host, or none is installed here.
+    """
+    hosts = get_args(HostName)
+    if named is not None and named not in hosts:
+        raise ValueError(f"--host {named}; allowed: {', '.join(hosts)}")
+    found: list[HostName] = [h for h in hosts if h == named or (not named and installed_version(h))]
+    if not found:
+        raise ValueError(
+            f"neither {' nor '.join(hosts)} is installed in {sys.prefix}: run dsa in the "
+            "environment of one of them, or install one"
+        )
+    return found[0]
+
+
 def check_host(recipe: Recipe) -> None:
     """Raises ValueError unless the recipe's host is installed here in a version that it is for."""
     host = recipe.host_name

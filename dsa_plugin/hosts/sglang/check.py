@@ -11,19 +11,8 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 
+from dsa_plugin.host_checks import run_checks
 from dsa_registry import all_entries
-
-
-def main() -> int:
-    failures = 0
-    for name, check in CHECKS.items():
-        try:
-            reason = check()
-        except Exception as error:  # noqa: BLE001  whatever it is, it is the finding
-            reason = f"{type(error).__name__}: {error}"
-        failures += reason is not None
-        print(f"ok   {name}" if reason is None else f"FAIL {name}: {reason}")
-    return 1 if failures else 0
 
 
 def entry_point() -> str | None:
@@ -75,7 +64,9 @@ def model_classes() -> str | None:
     for name in (name for entry in all_entries() for name in entry.architectures):
         cls, _ = ModelRegistry.resolve_model_cls(name)
         if not cls.__module__.startswith(MODELS):
-            return f"{name} is {cls.__module__}.{cls.__name__}"
+            package = os.environ.get("SGLANG_EXTERNAL_MODEL_PACKAGE", MODELS)
+            remedy = "" if package == MODELS else f": unset SGLANG_EXTERNAL_MODEL_PACKAGE={package}"
+            return f"{name} is {cls.__module__}.{cls.__name__}{remedy}"
     return None
 
 
@@ -112,4 +103,4 @@ CHECKS: dict[str, Callable[[], str | None]] = {
 }
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_checks(CHECKS))

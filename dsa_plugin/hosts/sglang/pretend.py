@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from types import SimpleNamespace
+import sys
+from types import ModuleType
 from typing import Any
 
-import torch
 from sglang.srt import arg_groups
 from sglang.srt.platforms import current_platform
 from sglang.srt.platforms.cuda import CudaSRTPlatform
@@ -20,6 +20,7 @@ from sglang.srt.platforms.rocm import RocmSRTPlatform
 from sglang.srt.utils import common
 
 from dsa_plugin.ask_host import Target
+from dsa_plugin.pretended_torch import replace_torch
 
 
 def prepare() -> None:
@@ -32,7 +33,7 @@ def pretend(target: Target) -> None:
     """Let the rest of this process take the machine for the target's; cannot be undone."""
     if target == Target.here():
         return
-    _replace_torch(target)
+    replace_torch(target)
     mib = target.memory_bytes / (1 << 20)
     probes: Any = common
     # They run nvidia-smi and rocminfo.
@@ -43,22 +44,14 @@ def pretend(target: Target) -> None:
             probe.cache_clear()
 
 
-def _replace_torch(target: Target) -> None:
-    major, minor = target.capability
-    properties = SimpleNamespace(
-        name=target.device,
-        major=major,
-        minor=minor,
-        total_memory=target.memory_bytes,
-        gcnArchName=target.arch,
-    )
-    cuda: Any = torch.cuda
-    cuda.is_available = lambda: True
-    cuda.device_count = lambda: target.count
-    cuda.get_device_name = lambda *_: target.device
-    cuda.get_device_capability = lambda *_: (major, minor)
-    cuda.get_device_properties = lambda *_: properties
-    cuda.mem_get_info = lambda *_: (target.memory_bytes, target.memory_bytes)
-    version: Any = torch.version
-    # Any release: what is asked is which of the two there is.
-    version.hip, version.cuda = ("7.0", None) if target.is_rocm else (None, "13.0")
+def pretend_build(target: Target) -> None:
+    """Let DeepGEMM, which SGLang's GPU builds bring, be taken for there; nothing calls it."""
+    if target != Target.here():
+        sys.modules.setdefault("deep_gemm", _AnyModule("deep_gemm"))
+
+
+class _AnyModule(ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *_: None

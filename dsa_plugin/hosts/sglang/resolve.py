@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 from sglang.srt.arg_groups.overrides import resolving_view
@@ -13,9 +14,11 @@ from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import ServerArgs
 from sglang.version import __version__
 
-from dsa_plugin.ask_host import Answer, Question, answer, check_flags
+from dsa_plugin.ask_host import Answer, Question, Target, answer, check_flags
+from dsa_plugin.doctor.our_kernels import our_kernels
+from dsa_plugin.hosts.sglang import register
 from dsa_plugin.hosts.sglang.compat import BACKEND
-from dsa_plugin.hosts.sglang.pretend import prepare, pretend
+from dsa_plugin.hosts.sglang.pretend import prepare, pretend, pretend_build
 
 # Its fields, by name.
 _SETTLED = (
@@ -51,7 +54,19 @@ def resolve(question: Question) -> Answer:
     view = resolving_view(server_args)
     settled = {name: getattr(view, name) for name in _SETTLED}
     served_by = "dsa_plugin" if view.attention_backend == BACKEND else "sglang"
-    return Answer(None, settled | {"served_by": served_by})
+    kernels = _kernels(view, question.target) if question.kernels else {}
+    return Answer(None, settled | {"served_by": served_by} | kernels)
+
+
+def _kernels(view: Any, target: Target) -> dict[str, Any]:
+    """What runs each op: the host's own, and ours where the host has loaded the plugin."""
+    pretend_build(target)
+    from dsa_plugin.hosts.sglang.native import native_kernels
+
+    native = [asdict(kernel) for kernel in native_kernels(view)]
+    loaded = register.cache_info().currsize > 0
+    ours = our_kernels(fp8_latents=view.kv_cache_dtype == "fp8_e4m3") if loaded else {}
+    return {"native": native, "ours": ours}
 
 
 def _refuse_deprecated(flag: str, action: Any) -> None:

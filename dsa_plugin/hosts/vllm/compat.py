@@ -32,7 +32,8 @@ def native_path() -> str | None:
     """The host's own DSA path on this device, in words; None where it has none.
 
     Source: supports_compute_capability of v1/attention/backends/mla/*sparse*.py (9.x, 10.x, 12.x on
-    CUDA), sparse_attn_indexer.py forward_hip (AITER or gfx950), platforms/cpu.py (refuses).
+    CUDA), sparse_attn_indexer.py forward_hip (AITER; gfx950 has an indexer without it, but the
+    attention of rocm_aiter_mla_sparse.py imports aiter all the same), platforms/cpu.py (refuses).
     Reads NVML on CUDA, so it opens no CUDA context.
     """
     if current_platform.is_cpu():

@@ -21,10 +21,13 @@ from vllm.platforms.interface import DeviceCapability
 
 from dsa_plugin.ask_host import Target
 from dsa_plugin.hosts.vllm.registration import OUR_MODEL
+from dsa_plugin.pretended_torch import replace_torch
+from dsa_plugin.replaced_names import replaced_names
 from dsa_registry import all_entries
 
 # Of a CUDA build; platforms/cuda.py imports it for the ops that it registers.
 _KERNELS = "vllm._C_stable_libtorch"
+_INDEXER = "vllm.model_executor.layers.sparse_attn_indexer"
 
 
 def prepare() -> None:
@@ -44,6 +47,31 @@ def pretend(target: Target) -> None:
         return
     platform = _rocm(target) if target.is_rocm else _cuda(target)
     current_platform.__class__ = platform
+
+
+def pretend_build(target: Target) -> None:
+    """Let what vLLM's GPU builds bring, and this one lacks, be taken for there.
+
+    What: FlashInfer's and DeepGEMM's presence, FlashAttention's modules, torch's answers. Why: the
+    question is what a GPU refuses, not what a CPU build has left out. After the configuration was
+    made, which would else use them.
+    """
+    if target == Target.here():
+        return
+    from vllm.utils import deep_gemm, flashinfer
+
+    replace_torch(target)
+    for name in ("_vllm_fa2_C", "_vllm_fa3_C"):
+        name = f"vllm.vllm_flash_attn.{name}"
+        sys.modules.setdefault(name, ModuleType(name))
+    for name in (name for name in vars(flashinfer) if name.startswith("has_")):
+        setattr(flashinfer, name, lambda *_: True)
+    for module in (deep_gemm, importlib.import_module(_INDEXER)):
+        vars(module)["has_deep_gemm"] = lambda: True
+    empty = torch.empty
+    # It allocates a workspace on the device as it is imported.
+    with replaced_names(torch, empty=lambda *a, **k: empty(*a, **{**k, "device": "meta"})):
+        importlib.import_module("vllm.v1.attention.backends.mla.cutlass_mla")
 
 
 def _device(base: type, target: Target) -> type:

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from vllm import __version__
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -14,8 +15,13 @@ from vllm.model_executor.models import ModelRegistry
 from vllm.plugins import load_general_plugins
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from dsa_plugin.ask_host import Answer, Question, answer, check_flags
-from dsa_plugin.hosts.vllm.pretend import prepare, pretend
+from dsa_plugin.ask_host import Answer, Question, Target, answer, check_flags
+from dsa_plugin.doctor.our_kernels import our_kernels
+from dsa_plugin.hosts.vllm import register
+from dsa_plugin.hosts.vllm.pretend import prepare, pretend, pretend_build
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
 
 
 def resolve(question: Question) -> Answer:
@@ -43,8 +49,20 @@ def resolve(question: Question) -> Answer:
             "tensor_parallel_size": parallel.tensor_parallel_size,
             "data_parallel_size": parallel.data_parallel_size,
             "enable_expert_parallel": parallel.enable_expert_parallel,
+            **(_kernels(config, question.target) if question.kernels else {}),
         },
     )
+
+
+def _kernels(config: VllmConfig, target: Target) -> dict[str, Any]:
+    """What runs each op: the host's own, and ours where the host has loaded the plugin."""
+    pretend_build(target)
+    from dsa_plugin.hosts.vllm.native import native_kernels
+
+    native = [asdict(kernel) for kernel in native_kernels(config)]
+    loaded = register.cache_info().currsize > 0
+    fp8_latents = config.cache_config.cache_dtype.startswith("fp8")
+    return {"native": native, "ours": our_kernels(fp8_latents=fp8_latents) if loaded else {}}
 
 
 def _refuse(message: str) -> NoReturn:

@@ -1,0 +1,91 @@
+"""`dsa doctor`: what a host does with DSA here or on another GPU, and what stands in the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from dsa_plugin.doctor.report import Report
+    from dsa_plugin.doctor.serving import Serving
+
+_GPUS = 8  # of the machines that most GPUs are sold in
+
+
+def doctor(
+    model: Annotated[
+        str | None,
+        typer.Option(help="Folder, repository or registered release; both families otherwise."),
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="A GPU that this machine lacks, as `dsa plan` names it.")
+    ] = None,
+    count: Annotated[int, typer.Option(help="GPUs of that machine, with --gpu.")] = _GPUS,
+    host: Annotated[
+        str | None, typer.Option(help="vllm or sglang; the one installed here.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what the host installed here would run for DSA, what the plugin does, and every blocker.
+
+    The host's own code chooses, told that it is on that GPU with all that its GPU builds bring; a
+    refusal is in its words. Only with --model is it asked whether the weights fit.
+
+    Exits with 0 where everything asked about is served, by the plugin or by the host alone; with 1
+    where something stands in the way; with 2 where the command itself is wrong.
+    """
+    from dsa_plugin.cli.model_config import find_model
+    from dsa_plugin.doctor.report import FAMILIES, make_report
+    from dsa_plugin.env import Env
+    from dsa_plugin.planning.gpus import find_gpu
+    from dsa_plugin.recipes.launch import host_here
+
+    Env.load()
+    if count < 1:
+        raise ValueError(f"--count is {count}; allowed: an integer >= 1")
+    report = make_report(
+        host_here(host),
+        {name: find_model(name) for name in ([model] if model else FAMILIES)},
+        find_gpu(gpu) if gpu else None,
+        count,
+        sized=model is not None,
+    )
+    if as_json:
+        print(json.dumps(_as_json(report), indent=1))
+    else:
+        _show(report)
+    raise typer.Exit(report.blocked)
+
+
+def _as_json(report: Report) -> dict[str, Any]:
+    serving = [dataclasses.asdict(s) | {"blocker": s.blocker} for s in report.serving]
+    return dataclasses.asdict(report) | {"serving": serving, "blocked": report.blocked}
+
+
+def _show(report: Report) -> None:
+    machine = f"{report.count} x {report.gpu}" if report.count else report.gpu
+    print(f"{report.host} on {machine}\n")
+    for finding in report.findings:
+        print(f"{'ok  ' if finding.ok else 'FAIL'} {finding.what}: {finding.text}")
+        if finding.remedy:
+            print(f"     what would work: {finding.remedy}")
+    for serving in report.serving:
+        _show_serving(serving)
+    if not report.serving:
+        print("\nNothing more can be asked.")
+
+
+def _show_serving(serving: Serving) -> None:
+    by = {"dsa_plugin": "the plugin", None: "nobody"}.get(serving.served_by, serving.served_by)
+    print(f"\n{serving.model}, --kv-cache-dtype {serving.cache_dtype}: served by {by}")
+    if serving.blocker:
+        print(f"  FAIL {serving.blocker}")
+    if serving.native_error:
+        print(f"  {serving.host} alone: no: {serving.native_error}")
+    for kernel in serving.native:
+        verdict = "not checked before it runs" if kernel.verdict == "unchecked" else kernel.verdict
+        print(f"  {kernel.op:15} {serving.host} alone: {verdict}: {kernel.text}")
+        print(f"  {'':15} the plugin: {serving.ours.get(kernel.op, 'does not run')}")
