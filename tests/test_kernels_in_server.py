@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import dsa_kernels
 from dsa_kernels.arch import INTERPRETED
 from dsa_plugin.op_counts import OPS
 from dsa_testbed.checkpoint import make_checkpoint
@@ -18,14 +19,14 @@ from dsa_testbed.hosts import HOSTS
 from dsa_testbed.prompts import Prompt, text_tokens
 from dsa_testbed.server import op_counts
 
-FOLDERS = ("cache_write", "indexer_logits", "topk_select", "sparse_mla")
 # Its kernel is torch's, and for CPUs alone.
 WITHOUT_KERNEL = {"masked_mha"}
 
 
 def all_kernels() -> set[str]:
     """Names of all kernels there are: those that `ci/compile` compiles."""
-    modules = [import_module(f"dsa_kernels.{folder}.kernel") for folder in FOLDERS]
+    files = Path(dsa_kernels.__path__[0]).glob("*/*kernel.py")
+    modules = [import_module(f"dsa_kernels.{file.parent.name}.{file.stem}") for file in files]
     return {
         launch.kernel.__name__
         for module in modules
