@@ -205,19 +205,25 @@ def test_indices_and_slots_at_once() -> None:
     indices, slots = topk_select_slots(logits, 50, end, table, requests, 16)
     assert torch.equal(indices, topk_select(logits, 50, None, end))
     assert torch.equal(slots, topk_slots(indices, table, requests, 16))
-    for name, value, message in (
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
         ("slots", torch.zeros(3, 50).int(), "slots: dtype torch.int32.*use int64"),
         ("slots", torch.zeros(3, 49).long(), r"slots: shape \(3, 49\).*\[3, 50\]"),
         ("request_ids", int32([0]), r"request_ids: shape \(1,\).*\[3\]"),
         ("k", 0, "k: 0; at least one"),
-    ):
-        arguments: dict[str, Any] = {
-            "logits": logits,
-            "k": 50,
-            "row_end": end,
-            "block_table": table,
-            "request_ids": requests,
-            "block_size": 16,
-        }
-        with pytest.raises(ValueError, match=message):
-            topk_select_slots(**arguments | {name: value})
+    ],
+)
+def test_errors_of_both(name: str, value: Any, message: str) -> None:
+    arguments: dict[str, Any] = {
+        "logits": torch.randn(3, 100),
+        "k": 50,
+        "row_end": int32([100, 40, 0]),
+        "block_table": torch.randperm(21).view(3, 7).int(),
+        "request_ids": int32([2, 0, 1]),
+        "block_size": 16,
+    }
+    with pytest.raises(ValueError, match=message):
+        topk_select_slots(**arguments | {name: value})
