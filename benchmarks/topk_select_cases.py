@@ -1,4 +1,7 @@
-"""topk_select: rows of a decode batch, and a prefill chunk of one request; 2048 of each row."""
+"""topk_select: rows of a decode batch, and a prefill chunk of one request; 2048 of each row.
+
+A decode step also wants the slots of what it selects: in the same launch, beside two.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from benchmark_case import Case, Scale
 from peers import Run, runs
 from torch import Tensor
 
-from dsa_kernels.topk_select import topk_select
+from dsa_kernels.layout import INDEX_PAGE
+from dsa_kernels.topk_select import topk_select, topk_select_slots, topk_slots
 
 VLLM = "vllm/_C_stable_libtorch.abi3.so"
 WORKSPACE_BYTES = 1 << 20  # what vLLM gives its kernels (RADIX_TOPK_WORKSPACE_SIZE)
@@ -24,6 +28,7 @@ def cases(scale: Scale) -> Iterator[Case]:
         for rows in (2,) if scale.tiny else (1, 8, 32, 128):
             end = torch.full((rows,), context, dtype=torch.int32, device=scale.device)
             yield _case(scale, "decode", end, context, k)
+            yield _slots_case(scale, end, context, k)
     chunk = 4 if scale.tiny else 4096
     for context in (128,) if scale.tiny else (32 << 10, 128 << 10):
         first = context - chunk + 1
@@ -65,6 +70,39 @@ def _case(scale: Scale, step: str, end: Tensor, context: int, k: int) -> Case:
         tolerance=0.0,
         comparable=partial(_selected, inputs[0][0]),
     )
+
+
+def _slots_case(scale: Scale, end: Tensor, context: int, k: int) -> Case:
+    rows = len(end)
+    nbytes = 4 * rows * context + 12 * rows * k
+    pages = -(-context // INDEX_PAGE)
+    requests = torch.arange(rows, dtype=torch.int32, device=scale.device)
+    one_pass: list[Run] = []
+    two: list[Run] = []
+    for _ in range(scale.copies(nbytes)):
+        logits = torch.randn(rows, context, device=scale.device)
+        table = torch.randperm(rows * pages, device=scale.device).int().view(rows, pages)
+        one_pass.append(partial(_slots, logits, k, end, table, requests))
+        two.append(partial(_select_then_find, logits, k, end, table, requests))
+    return Case(
+        op="topk_select",
+        name=f"decode {context >> 10}K, {rows} rows, k {k}, slots",
+        flops=0,
+        bytes=nbytes,
+        runs=one_pass,
+        peers={"two launches": two},
+        tolerance=0.0,
+    )
+
+
+def _slots(logits: Tensor, k: int, end: Tensor, table: Tensor, requests: Tensor) -> Tensor:
+    return topk_select_slots(logits, k, end, table, requests, INDEX_PAGE)[1]
+
+
+def _select_then_find(
+    logits: Tensor, k: int, end: Tensor, table: Tensor, requests: Tensor
+) -> Tensor:
+    return topk_slots(topk_select(logits, k, None, end), table, requests, INDEX_PAGE)
 
 
 def _selected(logits: Tensor, indices: Tensor) -> Tensor:

@@ -72,6 +72,7 @@ def test_kernels(tmp_path: Path) -> None:
     assert compared == {
         "DeepGEMM": [True, True],
         "torch.topk": [True, True],
+        "two launches": [True],
         "vLLM Triton": [False, False],
     }
     assert result["versions"]["torch"]
