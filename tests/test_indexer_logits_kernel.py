@@ -184,14 +184,13 @@ def test_strided_inputs_and_out(dtype: torch.dtype) -> None:
     query, weight, key = q[:, 30:158].transpose(1, 2), weights.T, k.to(dtype)[:, 5:261:2]
     scale = torch.rand(140)[::2] if dtype == FP8 else None
     start, end = torch.randint(0, 71, (9, 2)).sort().values.unbind(1)
-    wide = torch.full((9, 90), torch.nan)
-    out = wide[:, 10:80]
+    wide = torch.full((9, 160), torch.nan)
+    out = wide[:, 10:150:2]
     result = indexer_logits(query, weight, key, start, end, k_scale=scale, out=out)
     expected = mask(truth(query, weight, key, scale), start, end)
     assert_within(out, expected, bound(query, weight, key, scale))
     assert result.data_ptr() == out.data_ptr()
-    assert wide[:, :10].isnan().all()
-    assert wide[:, 80:].isnan().all()
+    assert int(wide.isnan().sum()) == 9 * (160 - 70)
 
 
 def check_paged(
@@ -267,12 +266,13 @@ def test_paged_lengths(dtype: torch.dtype, data: st.DataObject) -> None:
 
 
 def test_offsets_beyond_int32() -> None:
-    """Of queries, keys and logits, of the cache's pages and of the block table's rows."""
-    cache, q, k, out, paged = far_apart(torch.float32, (16, 128), (8, 128), (128,), (3,), (16,))
+    """Of rows, of columns, and of pages, whose tokens lie apart, too."""
+    pages, q, k, out, paged = far_apart(torch.float32, (16, 192), (8, 128), (128,), (3,), (16,))
+    cache = pages[..., :128]
     cache[2], q[:], k[:] = torch.randn(16, 128), torch.randn(3, 8, 128), torch.randn(3, 128)
     weights, end = torch.randn(3, 8), torch.tensor([1, 2, 3])
-    indexer_logits(q, weights, k, torch.zeros_like(end), end, out=out)
-    assert_within(out, mask(truth(q, weights, k), torch.zeros(3), end), bound(q, weights, k))
+    indexer_logits(q, weights, k, torch.zeros_like(end), end, out=out.T)
+    assert_within(out.T, mask(truth(q, weights, k), torch.zeros(3), end), bound(q, weights, k))
 
     (table,) = far_apart(torch.int32, (1,))
     table[:] = 2
@@ -298,14 +298,15 @@ def test_paged_tables_may_hold_anything() -> None:
     q, weights = torch.randn(3, 1, 8, 128), torch.randn(3, 1, 8)
     table = torch.tensor([[2, -5], [2, 2**31 - 1], [-(2**31), 2**31 - 1]], dtype=torch.int32)
     wide = torch.full((3, 40), torch.nan)
+    out = wide[:, ::2]
     lens = torch.tensor([[7], [INT_MIN], [INT_MAX]], dtype=torch.int32)
-    indexer_logits_paged(q, weights, cache, table, lens, 20, out=wide[:, :20])
+    indexer_logits_paged(q, weights, cache, table, lens, 20, out=out)
     expected = truth(q[0], weights[0], cache[2, :7])
-    assert_within(wide[:1, :7], expected, bound(q[0], weights[0], cache[2, :7]))
-    assert (wide[0, 7:20] == -torch.inf).all()
-    assert (wide[1, :20] == -torch.inf).all()
-    assert wide[2, :20].isnan().all()  # clamped to pages 0 and 3, which are unwritten
-    assert wide[:, 20:].isnan().all()
+    assert_within(out[:1, :7], expected, bound(q[0], weights[0], cache[2, :7]))
+    assert (out[0, 7:] == -torch.inf).all()
+    assert (out[1] == -torch.inf).all()
+    assert out[2].isnan().all()  # clamped to pages 0 and 3, which are unwritten
+    assert wide[:, 1::2].isnan().all()
 
 
 def test_torch_compile_sees_one_opaque_op() -> None:

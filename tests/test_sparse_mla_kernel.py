@@ -168,9 +168,10 @@ def test_rows_of_many_requests() -> None:
 
 @pytest.mark.parametrize("num_sms", [1, 64])
 def test_offsets_beyond_int32(num_sms: int, chip: Any) -> None:
-    """Pages, queries and outputs; in one part and in two."""
+    """Of pages, whose tokens lie apart, too, of queries and outputs; in one part and in two."""
     chip(replace(ARCHS["sm80"], num_sms=num_sms))
-    cache, q, out = far_apart(torch.float16, (16, 576), (2, 576), (2, 512))
+    pages, q, out = far_apart(torch.float16, (16, 600), (2, 576), (2, 512))
+    cache = pages[..., :576]
     cache[2] = torch.randn(16, 576)
     q[:] = torch.randn(3, 2, 576)
     slots = random_slots(3, 40, torch.arange(32, 48).repeat(3))

@@ -89,6 +89,15 @@ def test_real_sizes(kind: str, columns: int, k: int) -> None:
     assert torch.equal(result, expected_rows(logits, k, start, end))
 
 
+def test_a_large_k() -> None:
+    """Counts of more than k = 2048, in both halves of the sum that holds them."""
+    logits = torch.randn(3, 1 << 14)
+    logits[1], logits[2, :9000] = 1.0, 7.0
+    end = int32([1 << 14] * 3)
+    result = topk_select(logits, 10_000, None, end)
+    assert torch.equal(result, expected_rows(logits, 10_000, None, end))
+
+
 def test_a_million_columns(kernels_run: list[str]) -> None:  # noqa: F811
     logits = torch.randint(-9000, 9000, (1, 1 << 20)).float()
     best = logits[0].sort(descending=True, stable=True).indices[:2048]
@@ -155,12 +164,12 @@ def test_a_row_does_not_depend_on_its_batch(columns: int, monkeypatch: pytest.Mo
 def test_strided_inputs_and_out() -> None:
     logits = torch.randn(300, 12).T[:, 50:250]
     start, end = torch.randint(0, 201, (12, 2)).sort().values.unbind(1)
-    wide = torch.full((12, 60), 99, dtype=torch.int32)
-    result = topk_select(logits, 40, start, end, out=wide[:, 10:50])
-    assert torch.equal(wide[:, 10:50], expected_rows(logits, 40, start, end))
-    assert result.data_ptr() == wide[:, 10:50].data_ptr()
-    assert wide[:, :10].eq(99).all()
-    assert wide[:, 50:].eq(99).all()
+    wide = torch.full((12, 100), INT_MAX, dtype=torch.int32)
+    out = wide[:, 10:90:2]
+    result = topk_select(logits, 40, start, end, out=out)
+    assert torch.equal(out, expected_rows(logits, 40, start, end))
+    assert result.data_ptr() == out.data_ptr()
+    assert int((wide == INT_MAX).sum()) == 12 * (100 - 40)
 
 
 def test_offsets_beyond_int32() -> None:
