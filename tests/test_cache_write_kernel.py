@@ -212,6 +212,18 @@ def test_fp8_index_keys_are_the_reference_s(
     assert_nearly_same(key, key_r, scale, scale_r)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hadamard", [True, False])
+def test_fp8_queries_are_the_reference_s(dtype: torch.dtype, hadamard: bool) -> None:
+    q, ones, positions = torch.randn(20, 4, 128).to(dtype), torch.ones(20, 4), torch.arange(20)
+    arguments = (q, ones, positions, make_cos_sin_cache(20))
+    results: list[Tensor] = []
+    for query in (index_query, reference.index_query):
+        results += query(*arguments, interleaved=True, hadamard=hadamard, fp8=True)
+    codes, weights, expected, expected_weights = results
+    assert_nearly_same(codes, expected, weights, expected_weights)
+
+
 @pytest.mark.parametrize("heads", [1, 20, 64])
 @pytest.mark.parametrize("interleaved", [True, False])
 def test_query(heads: int, interleaved: bool) -> None:
