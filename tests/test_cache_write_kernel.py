@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -27,6 +26,7 @@ from dsa_testbed.cache_entries import (
     norm_truth,
     rope_truth,
 )
+from dsa_testbed.far_apart import far_apart
 from dsa_testbed.interpreted import kernels_run  # noqa: F401 (a fixture)
 
 pytestmark = [pytest.mark.triton, pytest.mark.usefixtures("poisoned_empty", "kernels_run")]
@@ -70,6 +70,7 @@ def test_more_rows_than_a_grid_axis_has() -> None:
 @pytest.mark.parametrize("tokens", [1, 65])
 def test_latent(dtype: torch.dtype, block_size: int, tokens: int) -> None:
     kv = torch.randn(tokens, 700).to(dtype)[:, 50:626]  # a slice of a fused projection
+    kv[0] *= 1e-3  # as small as eps
     weight, positions = torch.randn(512), torch.randint(0, 5000, (tokens,))
     blocks = -(-tokens // block_size) + 3
     cache = make_latent_cache(dtype, blocks, block_size, gap=640)
@@ -89,6 +90,7 @@ def test_latent(dtype: torch.dtype, block_size: int, tokens: int) -> None:
 @pytest.mark.parametrize("hadamard", [True, False])
 def test_index(dtype: torch.dtype, interleaved: bool, hadamard: bool) -> None:
     k, weight, bias = torch.randn(37, 200).to(dtype)[:, 10:138], torch.randn(128), torch.randn(128)
+    k[0] *= 1e-3  # as small as eps
     positions, slots = torch.randint(0, 5000, (37,)), torch.randperm(144)[:37]
     cache = make_index_cache(dtype, 3, 48, gap=128)
     index_cache_write(
@@ -147,11 +149,20 @@ def test_fp8_scale_is_exact_at_powers_of_two(amax: float) -> None:
     assert torch.equal(result.view(torch.uint8), expected.view(torch.uint8))
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_fp8_shows_what_is_not_finite(value: float) -> None:
+    q = torch.ones(1, 1, 128)
+    q[0, 0, 100] = value
+    arguments = (q, torch.ones(1, 1), torch.zeros(1).long(), make_cos_sin_cache(1))
+    result, _ = index_query(*arguments, interleaved=True, fp8=True)
+    assert result[0, 0, 100].float().isnan()
+
+
 def assert_nearly_same(codes: Tensor, expected: Tensor, scale: Tensor, other: Tensor) -> None:
     """fp32 sums in another order move a value by some 2^-23 of it, so a code's boundary, which is
     2^-4 of it away on average, lies in between for one value in 10,000 or so; then by one code.
     """
-    assert torch.equal(scale, other)
+    assert torch.equal(scale.view(torch.int32), other.view(torch.int32))  # NaN, where unwritten
     steps = (codes.view(torch.uint8).int() - expected.view(torch.uint8).int()).abs()
     # +0 and -0 are 128 codes apart.
     steps[(codes.float() == 0) & (expected.float() == 0)] = 0
@@ -163,6 +174,7 @@ def assert_nearly_same(codes: Tensor, expected: Tensor, scale: Tensor, other: Te
 def test_fp8_latents_are_the_reference_s(dtype: torch.dtype) -> None:
     kv, weight, positions = torch.randn(40, 576).to(dtype), torch.randn(512), torch.arange(40)
     kv[:, :128] *= 300  # the other blocks meet the floor of the scale
+    kv[0, 512:] = 1 + torch.arange(64) / 256  # half of them between two bf16
     caches = [make_latent_cache(torch.uint8, 3, 16, gap=16) for _ in range(2)]
     for write, cache in zip(
         (latent_cache_write, reference.latent_cache_write), caches, strict=True
@@ -174,9 +186,12 @@ def test_fp8_latents_are_the_reference_s(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("hadamard", [True, False])
-def test_fp8_index_keys_are_the_reference_s(dtype: torch.dtype, hadamard: bool) -> None:
-    k, weight, bias = torch.randn(60, 128).to(dtype), torch.randn(128), torch.randn(128)
+@pytest.mark.parametrize(("hadamard", "size"), [(True, 1.0), (False, 1.0), (False, 1e-5)])
+def test_fp8_index_keys_are_the_reference_s(
+    dtype: torch.dtype, hadamard: bool, size: float
+) -> None:
+    """Keys of ordinary size, and some that meet the floor of the scale."""
+    k, weight, bias = torch.randn(60, 128).to(dtype), *(size * torch.randn(2, 128))
     positions = torch.arange(60)
     caches = [make_index_cache(torch.uint8, 3, 48, gap=12) for _ in range(2)]
     for write, cache in zip((index_cache_write, reference.index_cache_write), caches, strict=True):
@@ -195,6 +210,18 @@ def test_fp8_index_keys_are_the_reference_s(dtype: torch.dtype, hadamard: bool) 
     (key, scale), (key_r, scale_r) = (index_fp8_views(cache) for cache in caches)
     # bf16 rounds before fp8 does, so a bf16 step is a whole code now and then.
     assert_nearly_same(key, key_r, scale, scale_r)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hadamard", [True, False])
+def test_fp8_queries_are_the_reference_s(dtype: torch.dtype, hadamard: bool) -> None:
+    q, ones, positions = torch.randn(20, 4, 128).to(dtype), torch.ones(20, 4), torch.arange(20)
+    arguments = (q, ones, positions, make_cos_sin_cache(20))
+    results: list[Tensor] = []
+    for query in (index_query, reference.index_query):
+        results += query(*arguments, interleaved=True, hadamard=hadamard, fp8=True)
+    codes, weights, expected, expected_weights = results
+    assert_nearly_same(codes, expected, weights, expected_weights)
 
 
 @pytest.mark.parametrize("heads", [1, 20, 64])
@@ -235,11 +262,12 @@ def test_padding_is_skipped(dtype: torch.dtype, data: st.DataObject) -> None:
     """Any mixture of real, padded and hostile slots: the same as writing the real ones alone."""
     tokens = data.draw(st.integers(1, 8))
     real = data.draw(st.permutations(range(12)))[:tokens]
-    bad = st.sampled_from([-1, -(2**63), 2**63 - 1, 12, -2])
+    ints = data.draw(st.sampled_from([torch.int32, torch.int64]))
+    bad = st.sampled_from([-1, -2, 12, torch.iinfo(ints).min, torch.iinfo(ints).max])
     slots = [data.draw(bad) if data.draw(st.booleans()) else slot for slot in real]
     keep = [token for token, slot in enumerate(slots) if 0 <= slot < 12]
     kv, k, positions = torch.randn(tokens, 576), torch.randn(tokens, 128), torch.arange(tokens)
-    table, mapping = make_cos_sin_cache(16), torch.tensor(slots, dtype=torch.int64)
+    table, mapping = make_cos_sin_cache(16), torch.tensor(slots, dtype=ints)
     results = []
     for rows in (list(range(tokens)), keep):
         latent = make_latent_cache(dtype, 3, 4, gap=8)
@@ -263,24 +291,64 @@ def test_padding_is_skipped(dtype: torch.dtype, data: st.DataObject) -> None:
     assert results[0] == results[1]
 
 
-def test_pages_beyond_int32() -> None:
-    """Pages 2^30 values apart; what is not written is never touched, so it takes no memory."""
-    page = 2**30 + 64
-    positions, table, slot = torch.tensor([3]), make_cos_sin_cache(4), torch.tensor([2 * 16 + 1])
-    weight, bias = torch.randn(128), torch.randn(128)
-    kv, k = torch.randn(1, 576).half(), torch.randn(1, 128).half()
-    caches = []
-    for width in (576, 128):
-        storage = torch.from_numpy(np.empty(2 * page + 16 * width, dtype=np.float16))
-        caches.append(storage.as_strided((3, 16, width), (page, width, 1)))
-    latent, index = caches
-    latent_cache_write(kv, torch.ones(512), EPS, positions, table, latent, slot)
-    index_cache_write(k, weight, bias, EPS, positions, table, index, slot, interleaved=True)
-    near = make_latent_cache(torch.float16, 1, 16), make_index_cache(torch.float16, 1, 16)
-    latent_cache_write(kv, torch.ones(512), EPS, positions, table, near[0], slot - 32)
-    index_cache_write(k, weight, bias, EPS, positions, table, near[1], slot - 32, interleaved=True)
-    assert torch.equal(latent[2, 1], near[0][0, 1])
-    assert torch.equal(index[2, 1], near[1][0, 1])
+def test_offsets_beyond_int32() -> None:
+    """Of pages, tokens and angles: the same bytes as where they lie close together."""
+    shapes = (16, 600), (16, 192), (576,), (128,), (2, 128), (64,)
+    latents, keys, *inputs = far_apart(torch.float16, *shapes)
+    far = [latents[..., :576], keys[..., :128], *inputs]
+    for tensor in inputs:
+        tensor.copy_(torch.randn(tensor.shape))
+    near = [tensor.contiguous() for tensor in far]
+    positions, slots = torch.arange(3).int(), torch.tensor([-1, 0, 2 * 16 + 1]).int()
+    weight, bias, head_weights = torch.randn(512), torch.randn(128), torch.randn(3, 2)
+    queries = []
+    for latent, index, kv, k, q, table in (far, near):
+        latent_cache_write(kv, weight, EPS, positions, table, latent, slots)
+        norm = (weight[:128], bias, EPS)
+        index_cache_write(k, *norm, positions, table, index, slots, interleaved=True)
+        queries.append(index_query(q, head_weights, positions, table, interleaved=True)[0])
+    assert torch.equal(far[0], near[0])
+    assert torch.equal(far[1], near[1])
+    assert torch.equal(*queries)
+
+
+def test_strided_inputs() -> None:
+    """Every value of every input is followed by one that is not its own."""
+
+    def strided(x: Tensor) -> Tensor:
+        return torch.stack((x, torch.full_like(x, 3)), -1)[..., 0]
+
+    inputs = [torch.randn(5, 576), torch.randn(512), torch.randn(5, 128), torch.randn(128)]
+    inputs += [torch.randn(128), torch.randperm(5), make_cos_sin_cache(5), torch.arange(4, 9)]
+    q, head_weights = torch.randn(5, 2, 128), torch.randn(5, 2)
+    results = []
+    for view in (torch.clone, strided):
+        kv, weight, k, k_weight, k_bias, positions, table, slots = map(view, inputs)
+        latent, index = make_latent_cache(kv.dtype, 1, 16), make_index_cache(k.dtype, 1, 16)
+        latent_cache_write(kv, weight, EPS, positions, table, latent, slots)
+        norm = (k_weight, k_bias, EPS)
+        index_cache_write(k, *norm, positions, table, index, slots, interleaved=False)
+        query = index_query(view(q), view(head_weights), positions, table, interleaved=False)
+        results.append((latent[0, 4:9], index[0, 4:9], *query))
+    for result, expected in zip(*results, strict=True):
+        assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize("tokens", [15, 16, 17, 32, 33])
+def test_nothing_past_the_last_token(tokens: int) -> None:
+    """Around the edges of a program's tokens and rows; what lies behind each input is valid."""
+    from dsa_kernels.cache_write.kernel import apply_rope_op
+
+    k, positions, table = torch.randn(40, 128), torch.arange(40), make_cos_sin_cache(40)
+    index = make_index_cache(torch.float32, 3, 16)
+    norm = (torch.ones(128), torch.zeros(128), EPS)
+    arguments = (k[:tokens], *norm, positions[:tokens], table, index, positions[:tokens])
+    index_cache_write(*arguments, interleaved=True)
+    x, out = k.view(40, 2, 64).repeat(1, 2, 1), torch.full((40, 4, 64), torch.nan)
+    apply_rope_op(x[:tokens], positions[:tokens], table, True, out[:tokens])
+    written = torch.arange(48) < tokens
+    assert torch.equal(index.flatten(0, 1).isfinite().all(1), written)
+    assert torch.equal(out.isfinite().flatten(1).all(1), written[:40])
 
 
 def test_torch_compile_sees_one_opaque_op() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import Phase, given, settings
@@ -22,7 +21,9 @@ from dsa_kernels.indexer_logits import (
     indexer_logits_paged,
     reference,
 )
+from dsa_kernels.launch import LaunchConfig
 from dsa_kernels.testing import make_block_table, make_index_cache, make_slots
+from dsa_testbed.far_apart import far_apart
 from dsa_testbed.index_keys import FP8, assert_within, fill, inputs, mask, truth
 from dsa_testbed.interpreted import kernels_run, stand_for  # noqa: F401 (a fixture)
 
@@ -102,7 +103,12 @@ def test_a_long_chunk(dtype: torch.dtype, chip: Callable[[Arch], None]) -> None:
     assert_within(result, expected, bound(q, weights, k, scale))
 
 
-def test_more_rows_than_a_grid_axis_has() -> None:
+def test_more_rows_than_a_grid_axis_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many rows a program, or the interpreter takes a minute."""
+    from dsa_kernels.indexer_logits import kernel
+
+    config = LaunchConfig({"BLOCK_KEYS": 16, "BLOCK_COLUMNS": 2048}, 4, 1)
+    monkeypatch.setattr(kernel, "launch_config", lambda *_key: config)
     q, weights, k = inputs(66_000, 1, 3, torch.float32)
     end = torch.randint(0, 4, (66_000,))
     result = indexer_logits(q, weights, k, torch.zeros_like(end), end)
@@ -172,17 +178,19 @@ def test_a_key_that_is_nan_spoils_its_own_score_only(dtype: torch.dtype) -> None
     assert torch.equal(result.isnan(), (torch.arange(70) == 33).expand(3, 70))
 
 
-def test_strided_inputs_and_out() -> None:
-    q, weights, k = torch.randn(9, 200, 8), torch.randn(8, 9), torch.randn(70, 300)
-    query, weight, key = q[:, 30:158].transpose(1, 2), weights.T, k[:, 5:133]
-    end = torch.randint(0, 71, (9, 2))[:, 1]
-    wide = torch.full((9, 90), torch.nan)
-    result = indexer_logits(query, weight, key, torch.zeros_like(end), end, out=wide[:, 10:80])
-    expected = mask(truth(query, weight, key), torch.zeros_like(end), end)
-    assert_within(wide[:, 10:80], expected, bound(query, weight, key))
-    assert result.data_ptr() == wide[:, 10:80].data_ptr()
-    assert wide[:, :10].isnan().all()
-    assert wide[:, 80:].isnan().all()
+@pytest.mark.parametrize("dtype", [torch.float32, FP8])
+def test_strided_inputs_and_out(dtype: torch.dtype) -> None:
+    q, weights, k = torch.randn(9, 200, 8).to(dtype), torch.randn(8, 9), torch.randn(70, 300)
+    query, weight, key = q[:, 30:158].transpose(1, 2), weights.T, k.to(dtype)[:, 5:261:2]
+    scale = torch.rand(140)[::2] if dtype == FP8 else None
+    start, end = torch.randint(0, 71, (9, 2)).sort().values.unbind(1)
+    wide = torch.full((9, 160), torch.nan)
+    out = wide[:, 10:150:2]
+    result = indexer_logits(query, weight, key, start, end, k_scale=scale, out=out)
+    expected = mask(truth(query, weight, key, scale), start, end)
+    assert_within(out, expected, bound(query, weight, key, scale))
+    assert result.data_ptr() == out.data_ptr()
+    assert int(wide.isnan().sum()) == 9 * (160 - 70)
 
 
 def check_paged(
@@ -257,17 +265,21 @@ def test_paged_lengths(dtype: torch.dtype, data: st.DataObject) -> None:
     check_paged(dtype, block_size, data.draw(st.integers(1, 3)), 8, lengths)
 
 
-def test_pages_beyond_int32() -> None:
-    """Pages 2^30 values apart; what is not written is never touched, so it takes no memory."""
-    page = 2**30 + 64
-    storage = torch.from_numpy(np.empty(2 * page + 16 * 128, dtype=np.float16))
-    cache = storage.as_strided((3, 16, 128), (page, 128, 1))
-    cache[2] = torch.randn(16, 128).half()
-    q, weights = torch.randn(1, 1, 8, 128).half(), torch.randn(1, 1, 8)
-    table, lens = torch.tensor([[2]], dtype=torch.int32), torch.tensor([[16]], dtype=torch.int32)
-    result = indexer_logits_paged(q, weights, cache, table, lens, 16)
-    expected = truth(q[0], weights[0], cache[2])
-    assert_within(result, expected, bound(q[0], weights[0], cache[2]))
+def test_offsets_beyond_int32() -> None:
+    """Of rows, of columns, and of pages, whose tokens lie apart, too."""
+    pages, q, k, out, paged = far_apart(torch.float32, (16, 192), (8, 128), (128,), (3,), (16,))
+    cache = pages[..., :128]
+    cache[2], q[:], k[:] = torch.randn(16, 128), torch.randn(3, 8, 128), torch.randn(3, 128)
+    weights, end = torch.randn(3, 8), torch.tensor([1, 2, 3])
+    indexer_logits(q, weights, k, torch.zeros_like(end), end, out=out.T)
+    assert_within(out.T, mask(truth(q, weights, k), torch.zeros(3), end), bound(q, weights, k))
+
+    (table,) = far_apart(torch.int32, (1,))
+    table[:] = 2
+    lens = torch.full((3, 1), 16)
+    indexer_logits_paged(q[:, None], weights[:, None], cache, table, lens, 16, out=paged)
+    assert_within(paged, truth(q, weights, cache[2]), bound(q, weights, cache[2]))
+    assert torch.equal(gather_index_keys(cache, table[2], 16)[0], cache[2])
 
 
 def test_paged_with_more_draft_tokens_than_a_program_holds() -> None:
@@ -286,14 +298,15 @@ def test_paged_tables_may_hold_anything() -> None:
     q, weights = torch.randn(3, 1, 8, 128), torch.randn(3, 1, 8)
     table = torch.tensor([[2, -5], [2, 2**31 - 1], [-(2**31), 2**31 - 1]], dtype=torch.int32)
     wide = torch.full((3, 40), torch.nan)
+    out = wide[:, ::2]
     lens = torch.tensor([[7], [INT_MIN], [INT_MAX]], dtype=torch.int32)
-    indexer_logits_paged(q, weights, cache, table, lens, 20, out=wide[:, :20])
+    indexer_logits_paged(q, weights, cache, table, lens, 20, out=out)
     expected = truth(q[0], weights[0], cache[2, :7])
-    assert_within(wide[:1, :7], expected, bound(q[0], weights[0], cache[2, :7]))
-    assert (wide[0, 7:20] == -torch.inf).all()
-    assert (wide[1, :20] == -torch.inf).all()
-    assert wide[2, :20].isnan().all()  # clamped to pages 0 and 3, which are unwritten
-    assert wide[:, 20:].isnan().all()
+    assert_within(out[:1, :7], expected, bound(q[0], weights[0], cache[2, :7]))
+    assert (out[0, 7:] == -torch.inf).all()
+    assert (out[1] == -torch.inf).all()
+    assert out[2].isnan().all()  # clamped to pages 0 and 3, which are unwritten
+    assert wide[:, 1::2].isnan().all()
 
 
 def test_torch_compile_sees_one_opaque_op() -> None:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import Phase, given, settings
@@ -17,6 +16,7 @@ from dsa_kernels.arch import ARCHS, arch_of
 from dsa_kernels.dispatch import use_triton
 from dsa_kernels.sparse_mla import sparse_mla
 from dsa_kernels.testing import error, make_block_table, make_latent_cache, make_slots
+from dsa_testbed.far_apart import far_apart
 from dsa_testbed.interpreted import kernels_run, stand_for  # noqa: F401 (a fixture)
 from dsa_testbed.latents import (
     SCALE,
@@ -84,11 +84,12 @@ def test_edges_of_blocks(
     assert ("_merge" in kernels_run) == (split and k > 32)
 
 
-def test_a_whole_selection(chip: Any) -> None:
+@pytest.mark.parametrize("filled", [filled_cache, filled_fp8_cache])
+def test_a_whole_selection(filled: Any, chip: Any) -> None:
     """2048 of 4100 tokens, in eight parts; the second row's ends early, within a block."""
     chip(replace(ARCHS["sm80"], num_sms=16))
     used = torch.randperm(65 * 64)[:4100]
-    cache, values = filled_cache(torch.bfloat16, 65, 64, used)
+    cache, values = filled(torch.bfloat16, 65, 64, used)
     q, slots = torch.randn(2, 8, 576).bfloat16(), random_slots(2, 2048, used)
     length = torch.tensor([2048, 2017], dtype=torch.int32)
     out, lse = sparse_mla(q, cache, slots, SCALE, topk_length=length)
@@ -116,8 +117,10 @@ def test_grids_fit_every_chip(name: str, kernels_run: list[str]) -> None:  # noq
             assert launch.grid[1] < 65_536
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("heads", "block_size"), [(16, 16), (40, 64), (16, 1)])
+@pytest.mark.parametrize(
+    ("dtype", "heads", "block_size"),
+    [*((dtype, 16, 16) for dtype in DTYPES), (torch.bfloat16, 40, 64), (torch.bfloat16, 16, 1)],
+)
 def test_fp8_cache(dtype: torch.dtype, heads: int, block_size: int) -> None:
     used = torch.randperm(128)[:100]
     cache, values = filled_fp8_cache(
@@ -163,16 +166,16 @@ def test_rows_of_many_requests() -> None:
     torch.testing.assert_close(lse.double(), expected_lse, atol=2e-5, rtol=2e-6)
 
 
-def test_offsets_beyond_int32() -> None:
-    """Pages 2^30 values apart; what is not written is never touched, so it takes no memory."""
-    page = 2**30 + 64
-    storage = torch.from_numpy(np.empty(2 * page + 64 * 576, dtype=np.float16))
-    cache = storage.as_strided((3, 16, 576), (page, 576, 1))
-    values = torch.full((48, 576), torch.nan).half()
-    values[32:40] = torch.randn(8, 576)
-    cache[2, :8] = values[32:40]
-    q, slots = torch.randn(2, 4, 576).half(), random_slots(2, 8, torch.arange(32, 40))
-    check(*sparse_mla(q, cache, slots, SCALE), q, values, slots)
+@pytest.mark.parametrize("num_sms", [1, 64])
+def test_offsets_beyond_int32(num_sms: int, chip: Any) -> None:
+    """Of pages, whose tokens lie apart, too, of queries and outputs; in one part and in two."""
+    chip(replace(ARCHS["sm80"], num_sms=num_sms))
+    pages, q, out = far_apart(torch.float16, (16, 600), (2, 576), (2, 512))
+    cache = pages[..., :576]
+    cache[2] = torch.randn(16, 576)
+    q[:] = torch.randn(3, 2, 576)
+    slots = random_slots(3, 40, torch.arange(32, 48).repeat(3))
+    check(*sparse_mla(q, cache, slots.int(), SCALE, out=out), q, cache.flatten(0, 1), slots)
 
 
 @pytest.mark.parametrize(
@@ -182,9 +185,10 @@ def test_offsets_beyond_int32() -> None:
         *((slot, torch.int32) for slot in (-(2**31), -1, 2**31 - 1, 48)),
     ],
 )
-def test_hostile_slot(slot: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("filled", [filled_cache, filled_fp8_cache])
+def test_hostile_slot(slot: int, dtype: torch.dtype, filled: Any) -> None:
     """One at a time; the entry beside it is valid, every unwritten slot (0 too) is NaN."""
-    cache, values = filled_cache(torch.float32, 3, 16, torch.tensor([5]), gap=64)
+    cache, values = filled(torch.float32, 3, 16, torch.tensor([5]), gap=64)
     q, slots = torch.randn(1, 3, 576), torch.tensor([[slot, 5, slot]], dtype=dtype)
     out, lse = sparse_mla(q, cache, slots, SCALE)
     expected, expected_lse = truth(q, values, slots)
@@ -208,7 +212,8 @@ def test_hostile_slots(dtype: torch.dtype, data: st.DataObject) -> None:
             for _ in range(rows)
         ]
     )
-    length = torch.tensor(data.draw(st.lists(st.integers(-1, 50), min_size=rows, max_size=rows)))
+    end = st.one_of(st.integers(-1, 50), st.sampled_from([-(2**63), 2**31, 2**63 - 1]))
+    length = torch.tensor(data.draw(st.lists(end, min_size=rows, max_size=rows)))
     q = torch.randn(rows, 3, 576).to(dtype)
     out, lse = sparse_mla(q, cache, slots, SCALE, topk_length=length)
     seen = torch.where(torch.arange(k) < length[:, None], slots, -1)
@@ -254,13 +259,14 @@ def test_strided_inputs_and_outputs(num_sms: int, chip: Any) -> None:
     cache, values = filled_cache(torch.float32, 5, 64, used, gap=36)
     q = torch.randn(8, 2, 1400)[..., 60:1212:2].transpose(0, 1)
     slots = random_slots(2, 40, used).T.contiguous().T
-    wide, wide_lse = torch.full((2, 8, 600), torch.nan), torch.full((8, 2), torch.nan)
-    out, lse = sparse_mla(q, cache, slots, SCALE, out=wide[..., 20:532], lse=wide_lse.T)
-    check(out, lse, q, values, slots)
-    assert out.data_ptr() == wide[..., 20:532].data_ptr()
+    wide, wide_lse = torch.full((2, 8, 1100), torch.nan), torch.full((8, 2), torch.nan)
+    wide_out = wide[..., 20:1044:2]
+    length = torch.tensor([[33, 0], [40, 0]])[:, 0]
+    out, lse = sparse_mla(q, cache, slots, SCALE, topk_length=length, out=wide_out, lse=wide_lse.T)
+    check(out, lse, q, values, torch.where(torch.arange(40) < length[:, None], slots, -1))
+    assert out.data_ptr() == wide_out.data_ptr()
     assert lse.data_ptr() == wide_lse.data_ptr()
-    assert wide[..., :20].isnan().all()
-    assert wide[..., 532:].isnan().all()
+    assert int(wide.isnan().sum()) == 2 * 8 * (1100 - 512)
 
 
 def test_an_entry_that_occurs_twice_counts_twice() -> None:

@@ -12,6 +12,7 @@ from dsa_kernels.arch import ARCHS, Arch
 from dsa_kernels.launch import LaunchConfig
 from dsa_kernels.testing import make_block_table
 from dsa_kernels.topk_select import reference, topk_select, topk_select_slots, topk_slots
+from dsa_testbed.far_apart import far_apart
 from dsa_testbed.interpreted import kernels_run  # noqa: F401 (a fixture)
 from dsa_testbed.topk import expected_rows
 
@@ -35,24 +36,42 @@ def pieces_of(patch: pytest.MonkeyPatch, block: int) -> None:
     patch.setattr(kernel, "launch_config", config)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_ties_and_ranges(data: st.DataObject) -> None:
     """Few distinct scores, so that nearly every choice is a tie; one round, or up to five."""
     rows, columns = data.draw(st.integers(0, 4)), data.draw(st.integers(1, 130))
     block = data.draw(st.sampled_from([16, 64, 256]))
-    k = data.draw(st.integers(1, block // 2))
+    k = data.draw(st.one_of(st.integers(1, 8), st.integers(1, block // 2)))
     score = st.sampled_from([-3.0, -1.0, -0.0, 0.0, 1.0, 1e-45, -1e-45, -torch.inf, torch.inf])
     few = torch.tensor(data.draw(st.lists(score, min_size=1, max_size=7)))
     logits = few[torch.randint(0, len(few), (rows, columns))]
-    near = st.integers(-3, columns + 3)
-    bounds = st.lists(st.one_of(near, st.just(INT_MAX)), min_size=rows, max_size=rows)
+    edge = st.sampled_from([-3, -1, 0, 1, columns - 1, columns, columns + 3, INT_MAX])
+    bounds = st.lists(st.one_of(edge, st.integers(0, columns)), min_size=rows, max_size=rows)
     start = int32(data.draw(bounds)) if data.draw(st.booleans()) else None
     end = int32([data.draw(st.sampled_from([bound, INT_MIN])) for bound in data.draw(bounds)])
     with pytest.MonkeyPatch.context() as patch:
         pieces_of(patch, block)
         result = topk_select(logits, k, start, end)
     assert torch.equal(result, expected_rows(logits, k, start, end))
+
+
+@pytest.mark.parametrize("block", [16, 64])
+def test_ranges_that_pass_the_row(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each start with each end, in two rounds and in one."""
+    pieces_of(monkeypatch, block)
+    starts, ends = [-3, -1, 0, 39, INT_MAX], [INT_MIN, -1, 0, 1, 39, 40, 43, INT_MAX]
+    start, end = torch.cartesian_prod(int32(starts), int32(ends)).unbind(1)
+    logits = torch.randint(0, 9, (len(start), 40)).float()
+    result = topk_select(logits, 5, start, end)
+    assert torch.equal(result, expected_rows(logits, 5, start, end))
+
+
+def test_zeros_of_both_signs_tie() -> None:
+    zeros = torch.tensor([[-0.0, 0.0, 1e-45, -0.0, -1e-45, 0.0], [0.0, -0.0, 0.0, -0.0, 1.0, -1.0]])
+    end = int32([6, 6])
+    for k in range(1, 6):
+        assert torch.equal(topk_select(zeros, k, None, end), expected_rows(zeros, k, None, end))
 
 
 @pytest.mark.parametrize("kind", ["random", "integers", "equal", "negative", "steps"])
@@ -68,6 +87,15 @@ def test_real_sizes(kind: str, columns: int, k: int) -> None:
     start, end = int32([0, 1, columns // 2, 5]), int32([columns - 1, columns, columns, 5])
     result = topk_select(logits, k, start, end)
     assert torch.equal(result, expected_rows(logits, k, start, end))
+
+
+def test_a_large_k() -> None:
+    """Counts of more than k = 2048, in both halves of the sum that holds them."""
+    logits = torch.randn(3, 1 << 14)
+    logits[1], logits[2, :9000] = 1.0, 7.0
+    end = int32([1 << 14] * 3)
+    result = topk_select(logits, 10_000, None, end)
+    assert torch.equal(result, expected_rows(logits, 10_000, None, end))
 
 
 def test_a_million_columns(kernels_run: list[str]) -> None:  # noqa: F811
@@ -134,13 +162,30 @@ def test_a_row_does_not_depend_on_its_batch(columns: int, monkeypatch: pytest.Mo
 
 
 def test_strided_inputs_and_out() -> None:
-    logits, end = torch.randn(300, 12).T[:, 50:250], int32(torch.randint(0, 201, (12,)))
-    wide = torch.full((12, 60), 99, dtype=torch.int32)
-    result = topk_select(logits, 40, None, end, out=wide[:, 10:50])
-    assert torch.equal(wide[:, 10:50], expected_rows(logits, 40, None, end))
-    assert result.data_ptr() == wide[:, 10:50].data_ptr()
-    assert wide[:, :10].eq(99).all()
-    assert wide[:, 50:].eq(99).all()
+    logits = torch.randn(300, 12).T[:, 50:250]
+    start, end = torch.randint(0, 201, (12, 2)).sort().values.unbind(1)
+    wide = torch.full((12, 100), INT_MAX, dtype=torch.int32)
+    out = wide[:, 10:90:2]
+    result = topk_select(logits, 40, start, end, out=out)
+    assert torch.equal(out, expected_rows(logits, 40, start, end))
+    assert result.data_ptr() == out.data_ptr()
+    assert int((wide == INT_MAX).sum()) == 12 * (100 - 40)
+
+
+def test_offsets_beyond_int32() -> None:
+    """Of rows, of columns, of rows of the result; of a block table's rows and of its blocks."""
+    logits, best, column = far_apart(torch.float32, (40,), (8,), (4,))
+    logits[:], column[:] = torch.randn(3, 40), torch.randn(3, 4)
+    end = int32([40, 39, 38])
+    result = topk_select(logits, 8, None, end, out=best.view(torch.int32))
+    assert torch.equal(result, expected_rows(logits, 8, None, end))
+    end = int32([3, 3, 2, 3])
+    assert torch.equal(topk_select(column.T, 2, None, end), expected_rows(column.T, 2, None, end))
+
+    indices, table = far_apart(torch.int32, (5,), (2,))
+    indices[:], table[2] = int32([0, 63, 64, 127, -1]), int32([2**26, INT_MAX])
+    slots = topk_slots(indices, table, int32([0, 1, 2]), 64)
+    assert slots[2].tolist() == [2**32, 2**32 + 63, INT_MAX * 64, INT_MAX * 64 + 63, -1]
 
 
 def test_no_columns() -> None:
@@ -175,10 +220,12 @@ def test_slots(block_size: int, dtype: torch.dtype) -> None:
     assert torch.equal(slots, expected)
 
 
-def test_slots_of_hostile_indices() -> None:
-    table = torch.tensor([[3, 1, 9], [5, -1, 9]], dtype=torch.int32)[:, :2]  # not contiguous
-    indices = int32([[0, 7, 8, 15, 16, -1, -(2**31), 2**31 - 1]])
-    slots = topk_slots(indices.repeat(2, 1), table, int32([0, 1]), 8)
+@pytest.mark.parametrize(("dtype", "far"), [(torch.int32, INT_MAX), (torch.int64, 2**63 - 1)])
+def test_slots_of_hostile_indices(dtype: torch.dtype, far: int) -> None:
+    """No input is contiguous."""
+    table = torch.tensor([[3, 1, 9], [5, -1, 9]], dtype=torch.int32)[:, :2]
+    indices = torch.tensor([0, 7, 8, 15, 16, -1, -far - 1, far], dtype=dtype)
+    slots = topk_slots(indices[:, None].repeat(1, 2).T, table, int32([0, 0, 1, 0])[::2], 8)
     assert slots.tolist() == [[24, 31, 8, 15, -1, -1, -1, -1], [40, 47, -1, -1, -1, -1, -1, -1]]
 
 

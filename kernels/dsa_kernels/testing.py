@@ -18,7 +18,7 @@ from dsa_kernels.layout import (
     latent_bytes_per_token,
 )
 
-POISON = 0x7F  # as bytes: NaN in e4m3, and a huge or NaN value in every wider float
+POISON = 0xFF  # as bytes: NaN in e4m3 and in every wider float
 
 
 def make_cos_sin_cache(
@@ -50,11 +50,6 @@ def make_cache(
     """
     page = block_size * width * dtype.itemsize
     storage = torch.full((num_blocks * (page + gap) + gap,), POISON, dtype=torch.uint8)
-    if dtype != torch.uint8:
-        # 0x7F7F7F7F is a finite number in fp32 and in bf16: NaN shows better.
-        storage.view(torch.float32).fill_(torch.nan)
-        if dtype.itemsize == 2:
-            storage.view(dtype).fill_(torch.nan)
     size = dtype.itemsize
     return storage.view(dtype).as_strided(
         (num_blocks, block_size, width), ((page + gap) // size, width, 1), gap // size

@@ -84,7 +84,7 @@ def plan(
             "q": q,
             "cache": cache,
             "slots": slots,
-            "topk_length": topk_length,
+            "topk_length": topk_length if topk_length is None else topk_length.contiguous(),
             "out": part_out,
             "lse": part_lse,
             "softmax_scale": softmax_scale,
@@ -203,7 +203,7 @@ def _attend(
 
     length = k
     if topk_length is not None:
-        length = tl.minimum(tl.load(topk_length + row).to(tl.int32), k)
+        length = tl.minimum(tl.load(topk_length + row), k).to(tl.int32)
     per_split = tl.cdiv(tl.cdiv(length, BLOCK_K), tl.num_programs(1)) * BLOCK_K
     first = split * per_split
     last = tl.minimum(first + per_split, length)
