@@ -1,4 +1,4 @@
-"""Print what a host says of each thing that was registered with it: `hosts/<host>/check.py`.
+"""What the hosts' checks share: `hosts/<host>/check.py` asks for each thing that was registered.
 
 A line is `ok   NAME`, or `FAIL NAME: WHAT: REMEDY`; `dsa doctor` reads them.
 """
@@ -6,9 +6,26 @@ A line is `ok   NAME`, or `FAIL NAME: WHAT: REMEDY`; `dsa doctor` reads them.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import entry_points
 
 _REPORT = "install releases that go together (README), or report it with both versions"
+
+
+def left_out(group: str, variable: str, allowed: Sequence[str] | None) -> str | None:
+    """Why a host does not load our entry point; None: it does.
+
+    Args:
+        group: of entry points, the host's.
+        variable: that filters them.
+        allowed: its names; None: all.
+    """
+    ours = [e for e in entry_points(group=group) if e.value.startswith("dsa_plugin.")]
+    if not ours:
+        return "dsa-plugin is not installed in this environment: pip install it"
+    if allowed is not None and ours[0].name not in allowed:
+        return f"{variable}={','.join(allowed)} leaves {ours[0].name} out: add it"
+    return None
 
 
 def run_checks(checks: Mapping[str, Callable[[], str | None]]) -> int:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from importlib.metadata import entry_points
 
-from dsa_plugin.host_checks import run_checks
+from dsa_plugin.host_checks import left_out, run_checks
 from dsa_registry import all_entries
 
 
@@ -21,14 +20,10 @@ def entry_point() -> str | None:
 
     if os.environ.get("DSA_PLUGIN") == "off":
         return "DSA_PLUGIN=off: unset it"
-    ours = [
-        e for e in entry_points(group=GENERAL_PLUGINS_GROUP) if e.value.startswith("dsa_plugin.")
-    ]
-    if not ours:
-        return "dsa-plugin is not installed in this environment: pip install it"
     allowed = os.environ.get("SGLANG_PLUGINS")
-    if allowed and ours[0].name not in allowed.split(","):
-        return f"SGLANG_PLUGINS={allowed} leaves {ours[0].name} out: add it"
+    names = allowed.split(",") if allowed else None
+    if reason := left_out(GENERAL_PLUGINS_GROUP, "SGLANG_PLUGINS", names):
+        return reason
     load_plugins()
     return None
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from typing import Any
 
-from dsa_plugin.host_checks import run_checks
+from dsa_plugin.host_checks import left_out, run_checks
 from dsa_registry import all_entries
 
 
@@ -20,14 +19,8 @@ def entry_point() -> str | None:
     from vllm import envs
     from vllm.plugins import DEFAULT_PLUGINS_GROUP, load_general_plugins
 
-    ours = [
-        e for e in entry_points(group=DEFAULT_PLUGINS_GROUP) if e.value.startswith("dsa_plugin.")
-    ]
-    if not ours:
-        return "dsa-plugin is not installed in this environment: pip install it"
-    allowed = envs.VLLM_PLUGINS
-    if allowed is not None and ours[0].name not in allowed:
-        return f"VLLM_PLUGINS={','.join(allowed)} leaves {ours[0].name} out: add it"
+    if reason := left_out(DEFAULT_PLUGINS_GROUP, "VLLM_PLUGINS", envs.VLLM_PLUGINS):
+        return reason
     load_general_plugins()
     return None
 
