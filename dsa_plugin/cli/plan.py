@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dsa_plugin.planning.deployment import VLLM_MEMORY
 from dsa_plugin.planning.model import WeightsDtype
 from dsa_plugin.planning.sizes import CacheDtype
 
@@ -46,7 +47,7 @@ def plan(
     mtp: Annotated[bool, typer.Option(help="Load the MTP layers too.")] = False,
     memory_utilization: Annotated[
         float, typer.Option(help="Share of a GPU's memory that the host takes.")
-    ] = 0.92,
+    ] = VLLM_MEMORY,
     prefill_chunk: Annotated[
         int, typer.Option(help="Tokens of a prompt that are computed at once.")
     ] = 8192,

@@ -16,7 +16,7 @@ import torch
 from packaging.requirements import Requirement
 
 from dsa_kernels.arch import arch_of
-from dsa_plugin.planning.deployment import GIB, Deployment
+from dsa_plugin.planning.deployment import GIB, VLLM_MEMORY, Deployment
 from dsa_plugin.planning.gpus import Gpu
 from dsa_plugin.planning.model import ModelShape
 from dsa_plugin.planning.weight_kernels import is_weight_only
@@ -174,7 +174,7 @@ def _memory(model: ModelShape, gpu: Gpu, count: int) -> tuple[str, bool]:
         index_dtype="fp8",
         weights_dtype=model.weights_dtype or "bf16",
         mtp=False,
-        memory_utilization=0.92,
+        memory_utilization=VLLM_MEMORY,
         prefill_chunk=_CONTEXT,
     )
     weights = f"{deployment.weight_bytes / GIB:.0f} of {gpu.memory_gib} GiB"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dsa_plugin.planning.deployment import Deployment
+from dsa_plugin.planning.deployment import VLLM_MEMORY, Deployment
 from dsa_plugin.planning.gpus import find_gpu
 from dsa_plugin.planning.model import registered_models
 from dsa_plugin.planning.roofline import Rates, step_time
@@ -112,6 +112,6 @@ def _deepseek(gpus: int) -> Deployment:
         index_dtype="fp8",
         weights_dtype="fp8",
         mtp=True,
-        memory_utilization=0.92,
+        memory_utilization=VLLM_MEMORY,
         prefill_chunk=8192,
     )

@@ -21,6 +21,7 @@ from dsa_plugin.planning.weight_kernels import is_weight_only
 
 PAGE = 64  # tokens a page of either host's cache holds
 GIB = 1 << 30
+VLLM_MEMORY = 0.92  # share of a GPU's memory that it takes by default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class Deployment:
         ep: GPUs that hold different experts; each expert is split over the other count / ep.
         context: tokens of the longest request.
         mtp: the MTP layers are loaded too, to draft.
-        memory_utilization: share of a GPU's memory that the host may take; vLLM's default is 0.92.
+        memory_utilization: share of a GPU's memory that the host may take.
         prefill_chunk: tokens of a prompt computed at once.
     """
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dsa_plugin.planning.deployment import Deployment
+from dsa_plugin.planning.deployment import VLLM_MEMORY, Deployment
 from dsa_plugin.planning.gpus import find_gpu
 from dsa_plugin.planning.model import find_registered
 from dsa_plugin.recipes.schema import Needs, Recipe
 
 _CONTEXT_FLAG = {"vllm": "max-model-len", "sglang": "context-length"}
 _MEMORY_FLAG = {"vllm": "gpu-memory-utilization", "sglang": "mem-fraction-static"}
-_VLLM_MEMORY = 0.92  # its default; SGLang's depends on everything, so recipes name a share
 _PREFILL_CHUNK = 8192
 
 
@@ -73,6 +72,6 @@ def deployment(recipe: Recipe) -> Deployment:
         index_dtype="fp8",
         weights_dtype=recipe.weights,
         mtp=False,
-        memory_utilization=number(_MEMORY_FLAG[host], _VLLM_MEMORY),
+        memory_utilization=number(_MEMORY_FLAG[host], VLLM_MEMORY),  # SGLang's recipes name it
         prefill_chunk=_PREFILL_CHUNK,
     )
