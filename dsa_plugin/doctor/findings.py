@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from dsa_kernels.arch import arch_of
 from dsa_plugin.planning.deployment import GIB, VLLM_MEMORY, Deployment
 from dsa_plugin.planning.gpus import Gpu
-from dsa_plugin.planning.model import ModelShape
+from dsa_plugin.planning.model import ModelShape, WeightsDtype
 from dsa_plugin.planning.weight_kernels import is_weight_only
 from dsa_plugin.recipes.launch import installed_version
 from dsa_plugin.recipes.schema import HostName
@@ -89,15 +89,17 @@ def examine_config(folder: Path) -> list[Finding]:
 
 def examine_fit(host: HostName, model: ModelShape, gpu: Gpu, count: int) -> list[Finding]:
     """Whether the weights run on so many of a GPU, and leave room for a request."""
+    dtype = model.weights_dtype
+    if dtype is None:
+        return []
     findings = []
-    if host == "sglang" and model.weights_dtype and is_weight_only(gpu, model.weights_dtype):
+    if host == "sglang" and is_weight_only(gpu, dtype):
         text = f"{gpu.name} has no FP8 units, and SGLang's fp8 experts have no other form"
         findings.append(Finding("FP8 weights", False, text, "a w4a16 or bf16 checkpoint, or vLLM"))
-    if model.weights_dtype is None:
-        return findings
-    memory, fits = _memory(model, gpu, count)
+    memory, fits = _memory(model, dtype, gpu, count)
     if not fits:
-        enough = next((n for n in (16, 32, 64) if n > count and _memory(model, gpu, n)[1]), None)
+        more_gpus = (n for n in (16, 32, 64) if n > count)
+        enough = next((n for n in more_gpus if _memory(model, dtype, gpu, n)[1]), None)
         more = f"{enough} GPUs" if enough else "another GPU"
         remedy = f"{more}, or a smaller checkpoint; `dsa plan {model.name}` says what fits"
         findings.append(Finding("memory", False, memory, remedy))
@@ -160,7 +162,7 @@ def _check(name: str, text: str | None) -> Finding:
     return Finding(f"plugin's {name}", False, what, remedy)
 
 
-def _memory(model: ModelShape, gpu: Gpu, count: int) -> tuple[str, bool]:
+def _memory(model: ModelShape, dtype: WeightsDtype, gpu: Gpu, count: int) -> tuple[str, bool]:
     tp = gcd(count, model.num_attention_heads)
     deployment = Deployment(
         model=model,
@@ -172,7 +174,7 @@ def _memory(model: ModelShape, gpu: Gpu, count: int) -> tuple[str, bool]:
         context=_CONTEXT,
         kv_dtype="bf16",
         index_dtype="fp8",
-        weights_dtype=model.weights_dtype or "bf16",
+        weights_dtype=dtype,
         mtp=False,
         memory_utilization=VLLM_MEMORY,
         prefill_chunk=_CONTEXT,
