@@ -48,6 +48,17 @@ def test_rope(shape: tuple[int, ...], interleaved: bool) -> None:
     assert torch.equal(result, apply_rope(x, positions.int(), table, interleaved=interleaved))
 
 
+@pytest.mark.parametrize("shape", [(5, 64), (5, 3, 64)])
+def test_rope_into_part_of_a_tensor(shape: tuple[int, ...]) -> None:
+    x, positions, table = torch.randn(shape), torch.arange(5), make_cos_sin_cache(5)
+    wide = torch.full((*shape[:-1], 200), torch.nan)
+    out = wide[..., 20:148:2]
+    result = apply_rope(x, positions, table, interleaved=True, out=out)
+    assert result.data_ptr() == out.data_ptr()
+    assert torch.equal(out, apply_rope(x, positions, table, interleaved=True))
+    assert int(wide.isnan().sum()) == x[..., 0].numel() * (200 - 64)
+
+
 @pytest.mark.parametrize("dtype", HALF)
 def test_rope_rounds_once(dtype: torch.dtype) -> None:
     x, positions = torch.randn(65, 4, 64).to(dtype), torch.arange(65)

@@ -177,7 +177,14 @@ def index_query(
     return out, out_weights
 
 
-def apply_rope(x: Tensor, positions: Tensor, cos_sin_cache: Tensor, *, interleaved: bool) -> Tensor:
+def apply_rope(
+    x: Tensor,
+    positions: Tensor,
+    cos_sin_cache: Tensor,
+    *,
+    interleaved: bool,
+    out: Tensor | None = None,
+) -> Tensor:
     """Rotary position embedding (RoFormer, arXiv 2104.09864) over 64 values, computed in fp32.
 
     Args:
@@ -185,9 +192,10 @@ def apply_rope(x: Tensor, positions: Tensor, cos_sin_cache: Tensor, *, interleav
         positions: [T] int, < max_position.
         cos_sin_cache: [max_position, 64] float, 32 cosines then 32 sines.
         interleaved: rotate pairs (2i, 2i+1) if true (GPT-J), halves (i, i+32) if not (NeoX).
+        out: [T, ..., 64], x's dtype, written if given; not x, and between T and 64 one stride.
 
     Returns:
-        [T, ..., 64], x's dtype, contiguous; the order of the values is kept.
+        [T, ..., 64], x's dtype; the order of the values is kept.
 
     Raises:
         ValueError: a shape, dtype or device that is not as above.
@@ -196,11 +204,16 @@ def apply_rope(x: Tensor, positions: Tensor, cos_sin_cache: Tensor, *, interleav
     if x.dim() < 2 or x.shape[-1] != ROPE_DIM:
         raise ValueError(f"x: shape {tuple(x.shape)}; it must be [T, ..., {ROPE_DIM}]")
     _check_tokens("x", x, positions, cos_sin_cache)
+    if out is None:
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    check_dtype("out", out, (x.dtype,))
+    check_shape("out", out, x.shape)
+    check_devices("x", x, out=out)
     if not use_triton(x.device):
-        return reference.apply_rope(x, positions, cos_sin_cache, interleaved=interleaved)
+        reference.apply_rope(x, positions, cos_sin_cache, interleaved=interleaved, out=out)
+        return out
     from dsa_kernels.cache_write.kernel import apply_rope_op
 
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if x.dim() == 2:
         apply_rope_op(x[:, None], positions, cos_sin_cache, interleaved, out[:, None])
     else:

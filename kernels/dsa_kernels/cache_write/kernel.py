@@ -202,6 +202,9 @@ def plan_query(
         "stride_xm": x.stride(0),
         "stride_xh": x.stride(1),
         "stride_xd": x.stride(2),
+        "stride_om": out.stride(0),
+        "stride_oh": out.stride(1),
+        "stride_od": out.stride(2),
         "stride_wm": 0 if weights is None else weights.stride(0),
         "stride_wh": 0 if weights is None else weights.stride(1),
         "WIDTH": width,
@@ -398,6 +401,9 @@ def _rotate_rows(
     stride_xm,
     stride_xh,
     stride_xd,
+    stride_om,
+    stride_oh,
+    stride_od,
     stride_wm,
     stride_wh,
     stride_cm,
@@ -426,7 +432,7 @@ def _rotate_rows(
     if HADAMARD:
         value = round_to(_hadamard(value, DTYPE), DTYPE).to(tl.float32)
 
-    address = out + row[:, None] * WIDTH + dim[None, :]
+    address = out + (token * stride_om + head * stride_oh)[:, None] + dim[None, :] * stride_od
     weight = tl.full((BLOCK_ROWS,), factor, tl.float32)
     if weights is not None:
         source = weights + token * stride_wm + head * stride_wh

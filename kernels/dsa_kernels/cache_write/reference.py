@@ -100,11 +100,19 @@ def index_query(
     return rotated, weights
 
 
-def apply_rope(x: Tensor, positions: Tensor, cos_sin_cache: Tensor, *, interleaved: bool) -> Tensor:
+def apply_rope(
+    x: Tensor,
+    positions: Tensor,
+    cos_sin_cache: Tensor,
+    *,
+    interleaved: bool,
+    out: Tensor | None = None,
+) -> Tensor:
     half = ROPE_DIM // 2
     table = cos_sin_cache[positions].float().view(-1, *(1,) * (x.dim() - 2), ROPE_DIM)
     cos, sin = table[..., :half], table[..., half:]
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if out is None:
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if interleaved:
         first, second = x[..., 0::2].float(), x[..., 1::2].float()
         out_first, out_second = out[..., 0::2], out[..., 1::2]
