@@ -18,7 +18,7 @@ from dsa_kernels.indexer_logits import (
     indexer_logits_paged,
     warm_up_indexer,
 )
-from dsa_kernels.layout import KV_LORA_RANK, LATENT_DIM
+from dsa_kernels.layout import KV_LORA_RANK, LATENT_DIM, ROPE_DIM
 from dsa_kernels.sparse_mla import gather_latents, masked_is_faster, masked_mha, sparse_mla
 from dsa_kernels.topk_select import topk_select, topk_select_slots, topk_slots
 from dsa_plugin.metadata import DSAMetadata, PrefillChunk
@@ -228,24 +228,24 @@ def attend(
         decode_slots: of the decode rows, from `select`; None: they are looked up.
         out: [T, heads, v_head_dim], written.
     """
-    nope = mla.w_uk.shape[1]
-    q_nope = q[..., :nope]
-    q_pe = apply_rope(q[..., nope:], positions, mla.cos_sin_cache, interleaved=True)
+    heads, nope, _ = mla.w_uk.shape
     masked = [
         chunk
         for chunk in metadata.prefill_chunks
         if masked_is_faster(
-            q.device, chunk.end - chunk.start, chunk.num_keys, topk_indices.shape[1]
+            q.device,
+            chunk.end - chunk.start,
+            chunk.num_keys,
+            topk_indices.shape[1],
+            heads=heads,
+            width=nope + ROPE_DIM,
+            v_width=mla.w_uv.shape[2],
         )
     ]
     for chunk in masked:
         rows = slice(chunk.start, chunk.end)
-        count("masked_mha")
-        block_table = metadata.block_table[chunk.request]
-        latent = gather_latents(cache, block_table, chunk.num_keys, q.dtype)
-        k, v = _expand(mla, latent)
-        query = torch.cat((q_nope[rows], q_pe[rows]), -1)
-        masked_mha(query, k, v, topk_indices[rows], mla.softmax_scale, out=out[rows])
+        query = _rotated(mla, q[rows], positions[rows])
+        _attend_masked(mla, query, cache, metadata, chunk, topk_indices[rows], out[rows])
     decodes = slice(0, metadata.num_decode_tokens)
     for rows in _other_rows(masked, metadata):
         if rows == decodes and decode_slots is not None:
@@ -259,11 +259,31 @@ def attend(
                 metadata.block_size,
             )
         count("sparse_mla")
-        query = _absorb(mla, q_nope[rows], q_pe[rows])
+        query = _absorbed(mla, q[rows], positions[rows])
         attended, _ = sparse_mla(
             query, cache, slots, mla.softmax_scale, topk_length=metadata.context_lens[rows]
         )
         torch.bmm(attended.transpose(0, 1), mla.w_uv, out=out[rows].transpose(0, 1))
+
+
+def _attend_masked(
+    mla: MLAWeights,
+    query: Tensor,
+    cache: Tensor,
+    metadata: DSAMetadata,
+    chunk: PrefillChunk,
+    topk_indices: Tensor,
+    out: Tensor,
+) -> None:
+    """A chunk in the expanded form, as many heads at a time as the workspace has room for."""
+    latent = gather_latents(cache, metadata.block_table[chunk.request], chunk.num_keys, query.dtype)
+    head_bytes = chunk.num_keys * (query.shape[2] + out.shape[2]) * query.itemsize
+    step = max(1, metadata.workspace_bytes // head_bytes)
+    for first in range(0, query.shape[1], step):
+        heads = slice(first, first + step)
+        k, v = _expand(latent, mla.w_uk[heads], mla.w_uv[heads])
+        count("masked_mha")
+        masked_mha(query[:, heads], k, v, topk_indices, mla.softmax_scale, out=out[:, heads])
 
 
 def _other_rows(chunks: list[PrefillChunk], metadata: DSAMetadata) -> list[slice]:
@@ -274,20 +294,36 @@ def _other_rows(chunks: list[PrefillChunk], metadata: DSAMetadata) -> list[slice
     return [slice(start, end) for start, end in zip(starts, ends, strict=True) if start < end]
 
 
-def _expand(mla: MLAWeights, latent: Tensor) -> tuple[Tensor, Tensor]:
+def _expand(latent: Tensor, w_uk: Tensor, w_uv: Tensor) -> tuple[Tensor, Tensor]:
     """[N, 576] -> k [heads, N, nope + 64] and v [heads, N, v_head_dim]."""
-    latent, k_pe = latent.split([KV_LORA_RANK, LATENT_DIM - KV_LORA_RANK], dim=-1)
-    k_nope = latent @ mla.w_uk.transpose(1, 2)
-    k_pe = k_pe.expand(k_nope.shape[0], -1, -1)
-    return torch.cat((k_nope, k_pe), -1), latent @ mla.w_uv
+    heads, nope, _ = w_uk.shape
+    latent, k_pe = latent.split([KV_LORA_RANK, ROPE_DIM], dim=-1)
+    latents = latent.expand(heads, -1, -1)
+    k = latent.new_empty(heads, len(latent), nope + ROPE_DIM)
+    torch.bmm(latents, w_uk.transpose(1, 2), out=k[..., :nope])
+    k[..., nope:] = k_pe
+    return k, torch.bmm(latents, w_uv)
 
 
-def _absorb(mla: MLAWeights, q_nope: Tensor, q_pe: Tensor) -> Tensor:
-    """[T, heads, nope] through W_UK, and [T, heads, 64] -> [T, heads, 576]."""
-    absorbed = q_nope.new_empty(*q_nope.shape[:2], LATENT_DIM)
-    torch.bmm(q_nope.transpose(0, 1), mla.w_uk, out=absorbed[..., :KV_LORA_RANK].transpose(0, 1))
-    absorbed[..., KV_LORA_RANK:] = q_pe
+def _rotated(mla: MLAWeights, q: Tensor, positions: Tensor) -> Tensor:
+    """[T, heads, nope + 64] with its last 64 rotated."""
+    rotated = q.clone()
+    _rotate_into(rotated, mla, q, positions)
+    return rotated
+
+
+def _absorbed(mla: MLAWeights, q: Tensor, positions: Tensor) -> Tensor:
+    """[T, heads, nope + 64] -> [T, heads, 576]: nope through W_UK, the last 64 rotated."""
+    absorbed = q.new_empty(*q.shape[:2], LATENT_DIM)
+    q_nope = q[..., :-ROPE_DIM].transpose(0, 1)
+    torch.bmm(q_nope, mla.w_uk, out=absorbed[..., :KV_LORA_RANK].transpose(0, 1))
+    _rotate_into(absorbed, mla, q, positions)
     return absorbed
+
+
+def _rotate_into(query: Tensor, mla: MLAWeights, q: Tensor, positions: Tensor) -> None:
+    q_pe, out = q[..., -ROPE_DIM:], query[..., -ROPE_DIM:]
+    apply_rope(q_pe, positions, mla.cos_sin_cache, interleaved=True, out=out)
 
 
 def _select_all(context_lens: Tensor, topk_indices: Tensor) -> None:

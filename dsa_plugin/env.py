@@ -65,7 +65,7 @@ LOGITS_WORKSPACE_MB = Variable(
     "DSA_LOGITS_WORKSPACE_MB",
     "an integer >= 1",
     "512",
-    "MiB that indexer logits may take; longer prompts are scored in more chunks",
+    "MiB that indexer logits may take, and so may expanded keys; what is longer is done in parts",
     _positive_int,
 )
 KERNELS = Variable(  # dsa_kernels.dispatch reads it too, which imports nothing of ours

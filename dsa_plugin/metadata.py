@@ -41,7 +41,8 @@ class DSAMetadata:
         block_table: [num_requests, max_blocks] int32, physical block of each logical one.
         slot_mapping: [num_tokens] int64, where each token's cache entries go; -1 = nowhere.
         block_size: tokens a block.
-        workspace_bytes: most bytes that one call's logits may take.
+        workspace_bytes: most bytes that one call's logits may take, or the keys and values that are
+            expanded for it.
     """
 
     num_tokens: int

@@ -2,7 +2,7 @@
 
 An interpreted tile takes some ten milliseconds, so the model and its prompts are the smallest that
 take every way: a prompt that selects all of its tokens, and some that score theirs, over a page's
-end too, in prefill and in decode.
+end too, in prefill and in decode; of the prefills one in the masked form.
 """
 
 from importlib import import_module
@@ -18,9 +18,6 @@ from dsa_testbed.exactness import mismatches
 from dsa_testbed.hosts import HOSTS
 from dsa_testbed.prompts import Prompt, text_tokens
 from dsa_testbed.server import op_counts
-
-# Its kernel is torch's, and for CPUs alone.
-WITHOUT_KERNEL = {"masked_mha"}
 
 
 def all_kernels() -> set[str]:
@@ -57,5 +54,5 @@ def test_every_kernel_runs_and_tokens_equal_the_reference(host: str, tmp_path: P
         assert not together, "\n".join(together)
         counts = op_counts(tmp_path / "ops")
     print(f"{host}: {dict(counts)}")
-    assert {op for op, count in counts.items() if count} == set(OPS) - WITHOUT_KERNEL
+    assert {op for op, count in counts.items() if count} == set(OPS)
     assert {path.name for path in kernels.iterdir()} == all_kernels()

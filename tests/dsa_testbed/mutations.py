@@ -176,6 +176,15 @@ def _named(function: Function) -> Function:
     return run
 
 
+def _from_64_rows(_function: Function) -> Function:
+    """Choose the masked form for long chunks, however little it gains on so small a model."""
+
+    def masked_is_faster(_device: Any, rows: int, *_args: Any, **_kwargs: Any) -> bool:
+        return rows >= 64
+
+    return masked_is_faster
+
+
 def _as_captured(function: Function) -> Function:
     """SGLang's passes of equal rows read a CUDA graph's buffers, which may not move."""
 
@@ -227,7 +236,10 @@ MUTATIONS: dict[str, dict[str, Wrapper]] = {
     "shared_selection_lost": {"attend": _selection_lost},
     # Breaks nothing.
     "record_selection": {"attend": _recorded},
-    "record_kernels": {"dsa_kernels.launch:Launch.run": _named},
+    "record_kernels": {
+        "dsa_kernels.launch:Launch.run": _named,
+        "masked_is_faster": _from_64_rows,
+    },
     "decode_as_captured": {
         "dsa_plugin.hosts.sglang.backend:DSABackend.init_forward_metadata": _as_captured
     },

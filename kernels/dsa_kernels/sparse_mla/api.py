@@ -7,10 +7,11 @@ from torch import Tensor
 
 from dsa_kernels.checks import check_devices, check_dtype, check_shape
 from dsa_kernels.dispatch import use_triton
-from dsa_kernels.layout import FLOAT_DTYPES, KV_LORA_RANK, LATENT_DIM, check_latent_cache
+from dsa_kernels.layout import FLOAT_DTYPES, KV_LORA_RANK, LATENT_DIM, ROPE_DIM, check_latent_cache
 from dsa_kernels.sparse_mla import cpu, reference
 
 _INT_DTYPES = (torch.int32, torch.int64)
+_LAUNCHES = 10**10  # multiply-adds of a large GPU in the 50 us that some ten launches take
 
 
 def sparse_mla(
@@ -130,8 +131,16 @@ def masked_mha(
         check_dtype("out", out, (q.dtype,))
         check_shape("out", out, (rows, heads, v.shape[2]))
     check_devices("q", q, k=k, v=v, topk_indices=topk_indices, out=out)
-    run = cpu.masked_mha if q.device.type == "cpu" else reference.masked_mha
-    return run(q, k, v, topk_indices, softmax_scale, out=out)
+    if out is None:
+        out = torch.empty(rows, heads, v.shape[2], dtype=q.dtype, device=q.device)
+    if use_triton(q.device):
+        from dsa_kernels.sparse_mla.masked_kernel import masked_mha_op
+
+        masked_mha_op(q, k, v, topk_indices, softmax_scale, out)
+    else:
+        run = cpu.masked_mha if q.device.type == "cpu" else reference.masked_mha
+        run(q, k, v, topk_indices, softmax_scale, out)
+    return out
 
 
 def gather_latents(
@@ -160,17 +169,38 @@ def gather_latents(
             f"num_keys: {num_keys}; the block table row has room for {capacity} keys "
             f"({block_table_row.shape[0]} blocks of {cache.shape[1]})"
         )
+    if cache.dtype not in (torch.uint8, dtype):
+        raise ValueError(f"dtype: {dtype} from a cache of {cache.dtype}; ask for {cache.dtype}")
     check_devices("cache", cache, block_table_row=block_table_row)
-    return reference.gather_latents(cache, block_table_row, num_keys, dtype)
+    if not use_triton(cache.device):
+        return reference.gather_latents(cache, block_table_row, num_keys, dtype)
+    from dsa_kernels.sparse_mla.gather_kernel import gather_latents_op
+
+    latents = torch.empty(num_keys, LATENT_DIM, dtype=dtype, device=cache.device)
+    gather_latents_op(cache, block_table_row, latents)
+    return latents
 
 
-def masked_is_faster(device: torch.device, rows: int, keys: int, topk: int) -> bool:
-    """Whether `masked_mha` of so many rows and keys beats `sparse_mla` over `topk` of them.
+def masked_is_faster(
+    device: torch.device, rows: int, keys: int, topk: int, *, heads: int, width: int, v_width: int
+) -> bool:
+    """Whether expanding N keys and `masked_mha` beat absorbing T queries and `sparse_mla`.
 
     On a CPU they cross at about 4 x topk keys with 2048 rows and 16 heads, by measurement
     (benchmarks/serve_cpu.py has the machine), once expanding a key is counted as the 400 rows of
     attention that it costs: 512 x (128 + 128) against 192 + 128 products. Elsewhere nothing is
-    measured yet, so the answer is no.
+    measured yet, so products are counted, all as equally fast, and the masked form has to save
+    what launching its kernels costs.
+
+    Args:
+        device: where.
+        rows, keys, topk: T queries, N keys that the last of them sees, and how many each selects.
+        heads: of this rank.
+        width, v_width: values of a head's query and of its result, as in `masked_mha`.
     """
-    plain_cpu = device.type == "cpu" and not use_triton(device)
-    return plain_cpu and keys * (rows + 400) <= 4 * topk * rows
+    if device.type == "cpu" and not use_triton(device):
+        return keys * (rows + 400) <= 4 * topk * rows
+    project = KV_LORA_RANK * (width - ROPE_DIM + v_width)
+    masked = keys * (project + rows * (width + v_width))
+    sparse = rows * (project + min(topk, keys) * (LATENT_DIM + KV_LORA_RANK))
+    return heads * (sparse - masked) >= _LAUNCHES

@@ -68,12 +68,9 @@ def masked_mha(
     v: Tensor,
     topk_indices: Tensor,
     softmax_scale: float,
-    *,
-    out: Tensor | None = None,
-) -> Tensor:
+    out: Tensor,
+) -> None:
     keys, width = v.shape[1:]
-    if out is None:
-        out = torch.empty(*q.shape[:2], width, dtype=q.dtype)
     selected = selection(topk_indices, keys)
     mask = torch.full(selected.shape, -torch.inf).masked_fill_(selected, 0)
     attended, _ = _flash(
@@ -84,7 +81,6 @@ def masked_mha(
         scale=softmax_scale,
     )
     out.copy_(attended[0, ..., :width].transpose(0, 1))
-    return out
 
 
 def _readable(slots: Tensor, length: Tensor | None, cache: Tensor) -> tuple[Tensor, Tensor]:

@@ -91,11 +91,11 @@ def plan(
             "heads": heads,
             "k": k,
             "num_slots": cache.shape[0] * cache.shape[1],
-            **_strides("q", q, "thd"),
-            **_strides("cache", cache, "bt"),
-            **_strides("slots", slots, "tk"),
-            **_strides("out", part_out, "tshd"),
-            **_strides("lse", part_lse, "tsh"),
+            **strides("q", q, "thd"),
+            **strides("cache", cache, "bt"),
+            **strides("slots", slots, "tk"),
+            **strides("out", part_out, "tshd"),
+            **strides("lse", part_lse, "tsh"),
             "BLOCK_SIZE": cache.shape[1],
             "FP8": fp8,
             "HAS_E4M3": arch.has_e4m3,
@@ -114,8 +114,8 @@ def plan(
             "out": out,
             "lse": lse,
             "heads": heads,
-            **_strides("out", out, "thd"),
-            **_strides("lse", lse, "th"),
+            **strides("out", out, "thd"),
+            **strides("lse", lse, "th"),
             "SPLITS": splits,
         },
         config,
@@ -129,7 +129,8 @@ def _splits(programs: int, tiles: int, arch: Arch) -> int:
     return 1 << (parts.bit_length() - 1) if parts > 1 else 1
 
 
-def _strides(name: str, tensor: Tensor, dims: str) -> dict[str, int]:
+def strides(name: str, tensor: Tensor, dims: str) -> dict[str, int]:
+    """A tensor's strides as a kernel's arguments: <name>_<dim>, a letter a dimension."""
     return {f"{name}_{dim}": stride for dim, stride in zip(dims, tensor.stride(), strict=False)}
 
 
@@ -232,11 +233,11 @@ def _attend(
         valid = (slot >= 0) & (slot < num_slots)
         slot = tl.where(valid, slot, 0).to(tl.int32)
         token = (slot // BLOCK_SIZE).to(tl.int64) * cache_b + slot % BLOCK_SIZE * cache_t
-        nope0 = _load_nope(cache, token, valid, 0, q.dtype.element_ty, FP8, HAS_E4M3)
-        nope1 = _load_nope(cache, token, valid, 1, q.dtype.element_ty, FP8, HAS_E4M3)
-        nope2 = _load_nope(cache, token, valid, 2, q.dtype.element_ty, FP8, HAS_E4M3)
-        nope3 = _load_nope(cache, token, valid, 3, q.dtype.element_ty, FP8, HAS_E4M3)
-        rope = _load_rope(cache, token, valid, q.dtype.element_ty, FP8)
+        nope0 = load_nope(cache, token, valid, 0, q.dtype.element_ty, FP8, HAS_E4M3)
+        nope1 = load_nope(cache, token, valid, 1, q.dtype.element_ty, FP8, HAS_E4M3)
+        nope2 = load_nope(cache, token, valid, 2, q.dtype.element_ty, FP8, HAS_E4M3)
+        nope3 = load_nope(cache, token, valid, 3, q.dtype.element_ty, FP8, HAS_E4M3)
+        rope = load_rope(cache, token, valid, q.dtype.element_ty, FP8)
 
         scores = dot(q0, tl.trans(nope0))
         scores = dot(q1, tl.trans(nope1), scores)
@@ -280,7 +281,7 @@ def _attend(
 
 
 @triton.jit
-def _load_nope(
+def load_nope(
     cache,
     token,
     valid,
@@ -300,7 +301,7 @@ def _load_nope(
 
 
 @triton.jit
-def _load_rope(cache, token, valid, DTYPE: tl.constexpr, FP8: tl.constexpr):
+def load_rope(cache, token, valid, DTYPE: tl.constexpr, FP8: tl.constexpr):
     """The 64 RoPE values of the tokens at these offsets, zeros where not valid."""
     dim = tl.arange(0, _ROPE)[None, :]
     if FP8:

@@ -51,13 +51,10 @@ def masked_mha(
     v: Tensor,
     topk_indices: Tensor,
     softmax_scale: float,
-    *,
-    out: Tensor | None = None,
-) -> Tensor:
+    out: Tensor,
+) -> None:
     rows, heads, _ = q.shape
     keys = k.shape[1]
-    if out is None:
-        out = torch.empty(rows, heads, v.shape[2], dtype=q.dtype, device=q.device)
     step = max(1, TILE_BYTES // max(1, heads * keys * torch.float32.itemsize))
     for first in range(0, rows, step):
         tile = slice(first, first + step)
@@ -65,7 +62,6 @@ def masked_mha(
         scores = q[tile].float().transpose(0, 1) @ k.float().transpose(1, 2) * softmax_scale
         weights = scores.masked_fill_(masked, -torch.inf).softmax(-1).nan_to_num_(0)
         out[tile] = (weights.to(q.dtype).float() @ v.float()).transpose(0, 1)
-    return out
 
 
 def selection(topk_indices: Tensor, keys: int) -> Tensor:

@@ -33,6 +33,11 @@ SPARSE_MLA = {
     ("fp8", 64): Config({"BLOCK_H": 32, "BLOCK_K": 32}, 8, 3),
     "float32": Config({"BLOCK_H": 16, "BLOCK_K": 16}, 8, 2),
     "merge": Config({"BLOCK_D": 128}, 4, 1),
+    "gather": Config({"BLOCK_TOKENS": 16}, 4, 1),
+    "mask": Config({"SEGMENT": 2048}, 4, 1),
+    ("masked", 192): Config({"BLOCK_ROWS": 128, "BLOCK_KEYS": 64}, 8, 3),
+    ("masked", 256): Config({"BLOCK_ROWS": 64, "BLOCK_KEYS": 64}, 8, 2),
+    "masked float32": Config({"BLOCK_ROWS": 16, "BLOCK_KEYS": 32}, 8, 2),
 }
 
 CACHE_WRITE = {
