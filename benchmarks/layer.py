@@ -8,8 +8,9 @@ them for a host: decode of a batch, and a prompt's last 4096 rows. Dense MLA wri
 rotates by the same ops, but attends to all of a context, whose latents it finds unquantised and
 contiguous: decode absorbed, by three matrix products or by FlashMLA where --peers has it; prefill
 expanded, by torch's scaled_dot_product_attention. Where a context is no longer than index_topk, DSA
-has to compute the same, and is compared. Writes layer.json and layer.png beside this file, or into
---out.
+has to compute the same, and is compared. A prefill is also timed in each of DSA's two forms, masked
+and gathered, whose results are compared: where they cross is what `masked_is_faster` should know.
+Writes layer.json and layer.png beside this file, or into --out.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from benchmark_case import Scale
@@ -34,8 +36,10 @@ from v32_layer import Layer, make_layer
 
 from dsa_kernels.layout import KV_LORA_RANK, LATENT_DIM, ROPE_DIM
 from dsa_kernels.testing import error
+from dsa_plugin import attention
 
 CHUNK = 4096
+MASKED = 8  # the masked form is timed up to so many times index_topk
 TOLERANCE = 2.0**-6  # two ways of bf16 arithmetic over the same latents
 
 
@@ -73,6 +77,11 @@ def prefill_by_sdpa(_torch: Any, layer: Layer) -> Tensor:
     return out[0].transpose(0, 1)
 
 
+def prefill_in_form(_torch: Any, layer: Layer, masked: bool) -> Tensor:
+    with patch.object(attention, "masked_is_faster", lambda *_args, **_kwargs: masked):
+        return layer.dsa()
+
+
 def measure(
     scale: Scale, heads: int, topk: int, requests: int, rows: int, context: int
 ) -> dict[str, Any]:
@@ -90,16 +99,20 @@ def measure(
         forms["dense, FlashMLA"] = runs(library, flash_mla, copies)
     else:
         forms["dense, SDPA"] = runs(None, prefill_by_sdpa, copies)
+        forms["dsa, gathered"] = runs(None, partial(prefill_in_form, masked=False), copies)
+        if context <= MASKED * topk:
+            forms["dsa, masked"] = runs(None, partial(prefill_in_form, masked=True), copies)
 
     point: dict[str, Any] = {"requests": requests, "rows": rows, "context": context}
     point["ms"] = dict[str, float | str]()
+    expected = layers[0].dsa().clone()
     for name, calls in forms.items():
         if isinstance(calls, str):
             point["ms"][name] = calls
             continue
         try:
-            if context <= topk:
-                difference = error(calls[0](), layers[0].dsa()).rms
+            if context <= topk or name.startswith("dsa"):
+                difference = error(calls[0](), expected).rms
                 point.setdefault("rms_difference", {})[name] = difference
             point["ms"][name] = 1e3 * seconds(calls, scale.device)
         except Exception as failure:  # noqa: BLE001 (a library's, or no memory)
@@ -132,7 +145,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
                 curves.setdefault(key, []).append((point["context"], ms))
     for (prefill, form, requests), points in curves.items():
         label = form if prefill else f"{form}, batch {requests}"
-        style = "o-" if form == "dsa" else "x--"
+        style = "o-" if form.startswith("dsa") else "x--"
         panels[int(prefill)].loglog(*zip(*points, strict=True), style, label=label)
     for panel, title in zip(panels, ("decode", f"last {CHUNK} tokens of a prompt"), strict=True):
         panel.set(xlabel="context, tokens", ylabel="ms a layer", title=title)
@@ -170,7 +183,7 @@ def main() -> int:
     else:
         plot(result, options.out / "layer.png")
     if failed:
-        print(f"A dense result differs from DSA's by more than {TOLERANCE:.2g}.")
+        print(f"A result differs from DSA's by more than {TOLERANCE:.2g}.")
     return int(failed)
 
 
