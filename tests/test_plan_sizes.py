@@ -144,6 +144,38 @@ def test_requests_take_whole_pages() -> None:
     assert plan.tokens_per_rank("dense") > plan.tokens_per_rank()
 
 
+@pytest.mark.parametrize(
+    ("gpu", "keys", "grown"),
+    [
+        ("h200", {"tp": 8, "dp": 1, "ep": 1}, (8, 8, 1, 1)),  # it fits
+        ("h200", {"count": 1, "tp": 1, "dp": 1, "ep": 1}, (8, 8, 1, 8)),
+        ("h200", {"count": 2, "tp": 1, "dp": 2, "ep": 2}, (8, 1, 8, 8)),  # ranks stay as they are
+        ("a100-40g", {"count": 4, "tp": 4, "dp": 1, "ep": 1}, (32, 8, 4, 32)),
+        ("rtx-4090", {"count": 1, "tp": 1, "dp": 1, "ep": 1}, (64, 8, 8, 64)),
+        ("rtx-4090", {"count": 8, "tp": 1, "dp": 8, "ep": 8}, None),  # each has all of attention
+        ("a100-40g", {"count": 12, "tp": 4, "dp": 3, "ep": 12}, (24, 4, 6, 24)),
+    ],
+)
+def test_gpus_are_doubled_until_a_request_fits(
+    gpu: str, keys: dict[str, Any], grown: tuple[int, ...] | None
+) -> None:
+    d = deployment(gpu=find_gpu(gpu), context=4096, **keys).grown_to_fit()
+    assert (d and (d.count, d.tp, d.dp, d.ep)) == grown
+    assert d is None or d.requests_per_rank(4096) > 0
+
+
+def test_gpus_are_doubled_only_as_heads_and_experts_allow() -> None:
+    few = replace(V32, num_attention_heads=2, n_routed_experts=4)
+    keys: dict[str, Any] = {"count": 1, "tp": 1, "dp": 1, "ep": 1, "context": 4096}
+    grown = [
+        deployment(few, gpu=replace(find_gpu("h200"), memory_gib=n), **keys).grown_to_fit()
+        for n in (12, 1)
+    ]
+    assert grown[0] is not None
+    assert (grown[0].count, grown[0].tp, grown[0].dp, grown[0].ep) == (4, 2, 2, 4)
+    assert grown[1] is None
+
+
 def test_ranks_together_hold_the_model() -> None:
     whole = weight_bytes(V32, "fp8", mtp=False)
     for tp, dp, ep in ((8, 1, 1), (8, 1, 8), (2, 4, 8)):

@@ -20,7 +20,7 @@ from dsa_plugin.planning.cost import (
 )
 from dsa_plugin.planning.gpus import find_gpu
 from dsa_plugin.planning.measured import MeasuredKernels
-from dsa_plugin.planning.plan import make_plan
+from dsa_plugin.planning.plan import Layout, make_plan
 from dsa_plugin.planning.roofline import Rates, prompt_seconds, step_time
 from dsa_plugin.planning.sizes import Attention
 from dsa_plugin.planning.work import Batch, attention_core, layer_work
@@ -182,6 +182,9 @@ def test_plan_says_what_would_fit() -> None:
     plan = make_plan(deployment(gpu=find_gpu("h100")), Rates(find_gpu("h100")), 2.0)
     assert plan.caches.requests == 0
     assert plan.memory.caches < 0
-    assert plan.fits_with_count == 16
+    assert plan.fits_with == Layout(count=16, tp=1, dp=16, ep=16)
     assert [row.decode for row in plan.cost] == [None] * len(plan.cost)
-    assert make_plan(deployment(), Rates(H200), 2.0).fits_with_count == 8
+    fits = make_plan(deployment(ep=1), Rates(H200), 2.0)
+    assert fits.fits_with == Layout(count=8, tp=1, dp=8, ep=1)
+    tiny = replace(H200, memory_gib=16)
+    assert make_plan(deployment(gpu=tiny), Rates(tiny), 2.0).fits_with is None
