@@ -95,6 +95,9 @@ def test_fp8_weights_without_fp8_units_have_scales_of_their_rows() -> None:
     stored = deployment(gpu=find_gpu("h200"), **keys).weight_bytes
     # 2 bytes for 128 values instead of 4 for 128 x 128; nearly all is fp8.
     assert held / stored == pytest.approx((1 + 2 / 128) / (1 + 4 / 128**2), rel=1e-3)
+    # Before sm90 linear layers have such scales, and experts, most of the weights, have not.
+    partly = deployment(gpu=find_gpu("l40s"), **keys)
+    assert stored < partly.weight_bytes < stored + (held - stored) / 10
     bf16 = [deployment(gpu=find_gpu(g), weights_dtype="bf16", **keys) for g in ("a100-80g", "h200")]
     assert bf16[0].weight_bytes == bf16[1].weight_bytes
 
@@ -104,6 +107,8 @@ def test_fp8_weights_without_fp8_units_have_scales_of_their_rows() -> None:
     [
         ("a100-80g", "fp8", "a100-80g has no fp8 units: vLLM holds the weights in fp8"),
         ("rtx-3090", "fp8", "SGLang has no kernel for fp8 experts here"),
+        ("l40s", "fp8", "on l40s vLLM multiplies fp8 weights of linear layers in bf16 (Marlin)"),
+        ("l40s", "bf16", None),
         ("a100-80g", "w4a16", "4-bit experts are multiplied in bf16"),
         ("h200", "w4a16", "4-bit experts are multiplied in bf16"),
         ("a100-80g", "bf16", None),

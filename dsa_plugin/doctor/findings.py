@@ -93,7 +93,7 @@ def examine_fit(host: HostName, model: ModelShape, gpu: Gpu, count: int) -> list
     if dtype is None:
         return []
     findings = []
-    if host == "sglang" and is_weight_only(gpu, dtype):
+    if host == "sglang" and is_weight_only(gpu, dtype, experts=True):
         text = f"{gpu.name} has no FP8 units, and SGLang's fp8 experts have no other form"
         findings.append(Finding("FP8 weights", False, text, "a w4a16 or bf16 checkpoint, or vLLM"))
     return [*findings, _memory(model, dtype, gpu, count)]

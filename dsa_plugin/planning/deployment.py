@@ -59,7 +59,8 @@ class Deployment:
 
     def local_bytes(self, weight: Weight) -> float:
         """Bytes of a tensor on the GPU that has most of it."""
-        if is_weight_only(self.gpu, self.weights_dtype):
+        experts = weight.part == "experts"
+        if is_weight_only(self.gpu, self.weights_dtype, experts=experts):
             return weight.marlin_nbytes() * self._share(weight)
         return weight.nbytes(self.weights_dtype) * self._share(weight)
 
