@@ -21,18 +21,6 @@ if TYPE_CHECKING:
 
 _PREFIX = "answer: "
 
-GPUS_OF_ARCH = {
-    "sm80": ("a100-40g", "a100-80g", "a800"),
-    "sm86": ("rtx-3090",),
-    "sm89": ("rtx-4090", "l40s"),
-    "sm90": ("h20", "h100", "h800", "h200"),
-    "sm100": ("b200",),
-    "sm120": ("rtx-5090", "rtx-pro-6000"),
-    "sm121": ("gb10",),
-    "gfx942": ("mi300x", "mi325x"),
-    "gfx950": ("mi350x", "mi355x"),
-}
-
 
 @dataclass(frozen=True)
 class Target:
@@ -58,8 +46,7 @@ class Target:
     @classmethod
     def of(cls, gpu: Gpu, count: int) -> Target:
         """A machine with so many of a GPU."""
-        [arch] = [arch for arch, names in GPUS_OF_ARCH.items() if gpu.name in names]
-        return cls(gpu.device, arch, gpu.memory_gib << 30, count)
+        return cls(gpu.device, gpu.arch, gpu.memory_gib << 30, count)
 
     @property
     def is_rocm(self) -> bool:

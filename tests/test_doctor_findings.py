@@ -220,6 +220,9 @@ def test_weights_that_do_not_fit() -> None:
     assert fault.remedy.startswith("16 GPUs, or a smaller checkpoint; `dsa plan deepseek-ai/")
     [fits] = examine_fit("vllm", model("DeepSeek-V3.2"), find_gpu("a100"), 16)
     assert fits.ok
+    for count in (4, 3):
+        [fault] = examine_fit("vllm", model("DeepSeek-V3.2"), find_gpu("h200"), count)
+        assert fault.remedy.startswith("8 GPUs, or")
     [hopeless] = examine_fit("vllm", model("GLM-5.2"), find_gpu("rtx-3090"), 8)
     assert hopeless.remedy.startswith("another GPU, or")
 

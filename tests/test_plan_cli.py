@@ -72,7 +72,9 @@ def test_what_does_not_fit_exits_with_1(dsa: Dsa) -> None:
     code, out, _ = dsa("plan", "GLM-5.2-FP8", "--gpu", "a100-80g", "--count", "8")
     assert code == 1
     assert "\nNote: a100-80g has no fp8 units: vLLM holds the weights in fp8" in out
-    assert "DOES NOT FIT one request of 131,072 tokens; --count 16 --dp 2 would do; or" in out
+    would_do = ["--count", "16", "--tp", "8", "--dp", "2", "--ep", "16"]
+    assert f"FIT one request of 131,072 tokens; {' '.join(would_do)} would do; or" in out
+    assert dsa("plan", "GLM-5.2-FP8", "--gpu", "a100-80g", *would_do).code == 0
 
 
 def test_plot(dsa: Dsa, tmp_path: Path) -> None:

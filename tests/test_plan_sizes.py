@@ -95,6 +95,9 @@ def test_fp8_weights_without_fp8_units_have_scales_of_their_rows() -> None:
     stored = deployment(gpu=find_gpu("h200"), **keys).weight_bytes
     # 2 bytes for 128 values instead of 4 for 128 x 128; nearly all is fp8.
     assert held / stored == pytest.approx((1 + 2 / 128) / (1 + 4 / 128**2), rel=1e-3)
+    # Before sm90 linear layers have such scales, and experts, most of the weights, have not.
+    partly = deployment(gpu=find_gpu("l40s"), **keys)
+    assert stored < partly.weight_bytes < stored + (held - stored) / 10
     bf16 = [deployment(gpu=find_gpu(g), weights_dtype="bf16", **keys) for g in ("a100-80g", "h200")]
     assert bf16[0].weight_bytes == bf16[1].weight_bytes
 
@@ -104,6 +107,8 @@ def test_fp8_weights_without_fp8_units_have_scales_of_their_rows() -> None:
     [
         ("a100-80g", "fp8", "a100-80g has no fp8 units: vLLM holds the weights in fp8"),
         ("rtx-3090", "fp8", "SGLang has no kernel for fp8 experts here"),
+        ("l40s", "fp8", "on l40s vLLM multiplies fp8 weights of linear layers in bf16 (Marlin)"),
+        ("l40s", "bf16", None),
         ("a100-80g", "w4a16", "4-bit experts are multiplied in bf16"),
         ("h200", "w4a16", "4-bit experts are multiplied in bf16"),
         ("a100-80g", "bf16", None),
@@ -142,6 +147,38 @@ def test_requests_take_whole_pages() -> None:
     assert plan.requests_per_rank(PAGE) == plan.requests_per_rank(1) == pages
     assert plan.requests_per_rank(PAGE + 1) == pages // 2
     assert plan.tokens_per_rank("dense") > plan.tokens_per_rank()
+
+
+@pytest.mark.parametrize(
+    ("gpu", "keys", "grown"),
+    [
+        ("h200", {"tp": 8, "dp": 1, "ep": 1}, (8, 8, 1, 1)),  # it fits
+        ("h200", {"count": 1, "tp": 1, "dp": 1, "ep": 1}, (8, 8, 1, 8)),
+        ("h200", {"count": 2, "tp": 1, "dp": 2, "ep": 2}, (8, 1, 8, 8)),  # ranks stay as they are
+        ("a100-40g", {"count": 4, "tp": 4, "dp": 1, "ep": 1}, (32, 8, 4, 32)),
+        ("rtx-4090", {"count": 1, "tp": 1, "dp": 1, "ep": 1}, (64, 8, 8, 64)),
+        ("rtx-4090", {"count": 8, "tp": 1, "dp": 8, "ep": 8}, None),  # each has all of attention
+        ("a100-40g", {"count": 12, "tp": 4, "dp": 3, "ep": 12}, (24, 4, 6, 24)),
+    ],
+)
+def test_gpus_are_doubled_until_a_request_fits(
+    gpu: str, keys: dict[str, Any], grown: tuple[int, ...] | None
+) -> None:
+    d = deployment(gpu=find_gpu(gpu), context=4096, **keys).grown_to_fit()
+    assert (d and (d.count, d.tp, d.dp, d.ep)) == grown
+    assert d is None or d.requests_per_rank(4096) > 0
+
+
+def test_gpus_are_doubled_only_as_heads_and_experts_allow() -> None:
+    few = replace(V32, num_attention_heads=2, n_routed_experts=4)
+    keys: dict[str, Any] = {"count": 1, "tp": 1, "dp": 1, "ep": 1, "context": 4096}
+    grown = [
+        deployment(few, gpu=replace(find_gpu("h200"), memory_gib=n), **keys).grown_to_fit()
+        for n in (12, 1)
+    ]
+    assert grown[0] is not None
+    assert (grown[0].count, grown[0].tp, grown[0].dp, grown[0].ep) == (4, 2, 2, 4)
+    assert grown[1] is None
 
 
 def test_ranks_together_hold_the_model() -> None:

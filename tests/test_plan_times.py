@@ -20,7 +20,7 @@ from dsa_plugin.planning.cost import (
 )
 from dsa_plugin.planning.gpus import find_gpu
 from dsa_plugin.planning.measured import MeasuredKernels
-from dsa_plugin.planning.plan import make_plan
+from dsa_plugin.planning.plan import Layout, make_plan
 from dsa_plugin.planning.roofline import Rates, prompt_seconds, step_time
 from dsa_plugin.planning.sizes import Attention
 from dsa_plugin.planning.work import Batch, attention_core, layer_work
@@ -104,12 +104,29 @@ def test_experts_are_read_as_often_as_they_are_met() -> None:
     assert read(1) == pytest.approx(256 / 8 * one_expert * (1 - (1 - 1 / 32) ** 8), rel=1e-3)
 
 
-def test_gpus_without_fp8_multiply_in_bf16() -> None:
+@pytest.mark.parametrize(
+    ("gpu", "indexer", "projections", "experts"),
+    [
+        ("a100-80g", "bf16", "bf16", "bf16"),
+        ("l40s", "fp8", "bf16", "fp8"),
+        ("h200", "fp8", "fp8", "fp8"),
+    ],
+)
+def test_products_have_the_precision_that_a_gpu_has_kernels_for(
+    gpu: str, indexer: str, projections: str, experts: str
+) -> None:
     batch = Batch("prefill", 1, 4 * K, 32 * K)
-    for gpu, expected in (("a100-80g", {"bf16"}), ("h200", {"bf16", "fp8"})):
-        d = deployment(gpu=find_gpu(gpu))
-        work = layer_work(d, batch, "dsa", dense_mlp=False, indexer=True)
-        assert {w.precision for w in work} == expected
+    keys: dict[str, Any] = {"gpu": find_gpu(gpu), "count": 16, "tp": 8, "dp": 2, "ep": 16}
+    work = layer_work(deployment(**keys), batch, "dsa", dense_mlp=False, indexer=True)
+    precision = {w.op: w.precision for w in work}
+    assert precision["indexer_logits"] == indexer
+    assert precision["projections"] == projections
+    assert precision["experts"] == experts
+    assert precision["sparse_mla"] == "bf16"
+    in_bf16 = layer_work(
+        deployment(**keys, weights_dtype="bf16"), batch, "dsa", dense_mlp=False, indexer=True
+    )
+    assert {w.precision for w in in_bf16 if w.op in ("projections", "experts")} == {"bf16"}
 
 
 def test_a_prompt_is_its_chunks() -> None:
@@ -182,6 +199,9 @@ def test_plan_says_what_would_fit() -> None:
     plan = make_plan(deployment(gpu=find_gpu("h100")), Rates(find_gpu("h100")), 2.0)
     assert plan.caches.requests == 0
     assert plan.memory.caches < 0
-    assert plan.fits_with_count == 16
+    assert plan.fits_with == Layout(count=16, tp=1, dp=16, ep=16)
     assert [row.decode for row in plan.cost] == [None] * len(plan.cost)
-    assert make_plan(deployment(), Rates(H200), 2.0).fits_with_count == 8
+    fits = make_plan(deployment(ep=1), Rates(H200), 2.0)
+    assert fits.fits_with == Layout(count=8, tp=1, dp=8, ep=1)
+    tiny = replace(H200, memory_gib=16)
+    assert make_plan(deployment(gpu=tiny), Rates(tiny), 2.0).fits_with is None

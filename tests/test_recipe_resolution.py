@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dsa_plugin.ask_host import GPUS_OF_ARCH, Answer, Question, Target, ask
+from dsa_plugin.ask_host import Answer, Question, Target, ask
 from dsa_plugin.planning.gpus import GPUS
 from dsa_plugin.recipes import load_recipe, recipe_names
 from dsa_plugin.recipes.check import host_arguments
@@ -135,7 +135,3 @@ def test_the_host_refuses_what_is_wrong(
     host: HostName, message: str, answers: Callable[[HostName], dict[str, Answer]]
 ) -> None:
     assert message in (answers(host)[message].error or "")
-
-
-def test_every_gpu_has_an_architecture() -> None:
-    assert sorted(name for names in GPUS_OF_ARCH.values() for name in names) == sorted(GPUS)

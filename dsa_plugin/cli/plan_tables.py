@@ -54,9 +54,9 @@ def _headline(plan: Plan) -> str:
             f"{plan.context:,} tokens"
         )
     remedy = "another --gpu, or smaller --weights-dtype, --kv-dtype or --context"
-    if plan.fits_with_count:
-        dp = plan.fits_with_count // plan.tp
-        remedy = f"--count {plan.fits_with_count} --dp {dp} would do; or {remedy}"
+    if more := plan.fits_with:
+        flags = f"--count {more.count} --tp {more.tp} --dp {more.dp} --ep {more.ep}"
+        remedy = f"{flags} would do; or {remedy}"
     return f"{what}{where}: DOES NOT FIT one request of {plan.context:,} tokens; {remedy}"
 
 

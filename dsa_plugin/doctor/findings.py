@@ -93,19 +93,10 @@ def examine_fit(host: HostName, model: ModelShape, gpu: Gpu, count: int) -> list
     if dtype is None:
         return []
     findings = []
-    if host == "sglang" and is_weight_only(gpu, dtype):
+    if host == "sglang" and is_weight_only(gpu, dtype, experts=True):
         text = f"{gpu.name} has no FP8 units, and SGLang's fp8 experts have no other form"
         findings.append(Finding("FP8 weights", False, text, "a w4a16 or bf16 checkpoint, or vLLM"))
-    memory, fits = _memory(model, dtype, gpu, count)
-    if not fits:
-        more_gpus = (n for n in (16, 32, 64) if n > count)
-        enough = next((n for n in more_gpus if _memory(model, dtype, gpu, n)[1]), None)
-        more = f"{enough} GPUs" if enough else "another GPU"
-        remedy = f"{more}, or a smaller checkpoint; `dsa plan {model.name}` says what fits"
-        findings.append(Finding("memory", False, memory, remedy))
-    else:
-        findings.append(Finding("memory", True, memory))
-    return findings
+    return [*findings, _memory(model, dtype, gpu, count)]
 
 
 def _wanted(host: HostName) -> Requirement:
@@ -162,9 +153,23 @@ def _check(name: str, text: str | None) -> Finding:
     return Finding(f"plugin's {name}", False, what, remedy)
 
 
-def _memory(model: ModelShape, dtype: WeightsDtype, gpu: Gpu, count: int) -> tuple[str, bool]:
+def _memory(model: ModelShape, dtype: WeightsDtype, gpu: Gpu, count: int) -> Finding:
+    d = _deployment(model, dtype, gpu, count)
+    weights = f"{d.weight_bytes / GIB:.0f} of {gpu.memory_gib} GiB"
+    text = f"weights take {weights} on each of {count} x {gpu.name}"
+    if d.fits:
+        return Finding("memory", True, text)
+    # Doubled, three or six GPUs would go on splitting the heads by 1 or 2.
+    power_of_two = 1 << (count - 1).bit_length()
+    enough = _deployment(model, dtype, gpu, power_of_two).grown_to_fit()
+    more = f"{enough.count} GPUs" if enough else "another GPU"
+    remedy = f"{more}, or a smaller checkpoint; `dsa plan {model.name}` says what fits"
+    return Finding("memory", False, text, remedy)
+
+
+def _deployment(model: ModelShape, dtype: WeightsDtype, gpu: Gpu, count: int) -> Deployment:
     tp = gcd(count, model.num_attention_heads)
-    deployment = Deployment(
+    return Deployment(
         model=model,
         gpu=gpu,
         count=count,
@@ -179,9 +184,6 @@ def _memory(model: ModelShape, dtype: WeightsDtype, gpu: Gpu, count: int) -> tup
         memory_utilization=VLLM_MEMORY,
         prefill_chunk=_CONTEXT,
     )
-    weights = f"{deployment.weight_bytes / GIB:.0f} of {gpu.memory_gib} GiB"
-    text = f"weights take {weights} on each of {count} x {gpu.name}"
-    return text, deployment.requests_per_rank(_CONTEXT) > 0
 
 
 def _no_gpu() -> Finding:

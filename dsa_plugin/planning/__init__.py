@@ -4,7 +4,7 @@ model.py           ModelShape: the numbers of config.json that matter here
 sizes.py           parameters, weight bytes, cache bytes
 gpus.py            published memory, bandwidth and peaks of the GPUs we know
 deployment.py      a model on GPUs: what each holds, how many tokens and requests fit
-weight_kernels.py  what hosts multiply weights in that a GPU has no units for
+weight_kernels.py  what hosts multiply weights in, where it is not the weights' own precision
 work.py            FLOPs and bytes of one layer, op by op
 roofline.py        from work to seconds, by published peaks or measured kernels
 cost.py            dollars a million tokens, beside what DeepSeek published

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dsa_plugin.env import LOGITS_WORKSPACE_MB
 from dsa_plugin.planning.gpus import Gpu
@@ -22,6 +22,8 @@ from dsa_plugin.planning.weight_kernels import is_weight_only
 PAGE = 64  # tokens a page of either host's cache holds
 GIB = 1 << 30
 VLLM_MEMORY = 0.92  # share of a GPU's memory that it takes by default
+MACHINE = 8  # GPUs that tensor parallelism stays within, in what we propose
+MOST_GPUS = 8 * MACHINE  # that we propose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,8 @@ class Deployment:
 
     def local_bytes(self, weight: Weight) -> float:
         """Bytes of a tensor on the GPU that has most of it."""
-        if is_weight_only(self.gpu, self.weights_dtype):
+        experts = weight.part == "experts"
+        if is_weight_only(self.gpu, self.weights_dtype, experts=experts):
             return weight.marlin_nbytes() * self._share(weight)
         return weight.nbytes(self.weights_dtype) * self._share(weight)
 
@@ -123,6 +126,27 @@ class Deployment:
     def requests_per_rank(self, context: int, kind: Attention = "dsa") -> int:
         """Requests of `context` tokens that fit on one attention rank at once."""
         return self.tokens_per_rank(kind) // PAGE // -(-context // PAGE)
+
+    @property
+    def fits(self) -> bool:
+        """Whether each attention rank has room for one request of `context` tokens."""
+        return self.requests_per_rank(self.context) > 0
+
+    def grown_to_fit(self) -> Deployment | None:
+        """This, its GPUs doubled until it fits; None: not by MOST_GPUS, or one GPU an expert."""
+        grown = self
+        while not grown.fits:
+            if 2 * grown.count > min(MOST_GPUS, self.model.n_routed_experts):
+                return None
+            grown = grown._doubled()
+        return grown
+
+    def _doubled(self) -> Deployment:
+        """A lone attention rank grows up to a machine, then ranks are added; experts over all."""
+        tp, count = 2 * self.tp, 2 * self.count
+        grows = self.dp == 1 and tp <= MACHINE and self.model.num_attention_heads % tp == 0
+        tp = tp if grows else self.tp
+        return replace(self, count=count, tp=tp, dp=count // tp, ep=count)
 
     @property
     def _layers(self) -> int:

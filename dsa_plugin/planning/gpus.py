@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-_A100 = "https://www.nvidia.com/en-us/data-center/a100/"
+_NVIDIA = "https://www.nvidia.com/en-us/data-center/"
 _GA100 = (
     "https://images.nvidia.com/aem-dam/en-zz/Solutions/data-center/"
     "nvidia-ampere-architecture-whitepaper.pdf"
@@ -21,7 +21,7 @@ _RTX_BLACKWELL = (
     "https://images.nvidia.com/aem-dam/Solutions/geforce/blackwell/"
     "nvidia-rtx-blackwell-gpu-architecture.pdf"
 )
-_INSTINCT = "https://www.amd.com/en/products/accelerators/instinct/"
+_AMD = "https://www.amd.com/en/products/accelerators/instinct/"
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Gpu:
     Attributes:
         name: what `--gpu` takes.
         device: part of the name that torch.cuda.get_device_name() gives it.
+        arch: sm80 ..., gfx942 ...
         memory_gib: device memory.
         gb_per_second: memory bandwidth.
         bf16_tflops: dense bf16 matrix products.
@@ -40,6 +41,7 @@ class Gpu:
 
     name: str
     device: str
+    arch: str
     memory_gib: int
     gb_per_second: float
     bf16_tflops: float
@@ -50,34 +52,36 @@ class Gpu:
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("a100-40g", "A100-SXM4-40GB", 40, 1555, 312, None, _GA100),
-        Gpu("a100-80g", "A100-SXM4-80GB", 80, 2039, 312, None, _A100),
+        Gpu("a100-40g", "A100-SXM4-40GB", "sm80", 40, 1555, 312, None, _GA100),
+        Gpu("a100-80g", "A100-SXM4-80GB", "sm80", 80, 2039, 312, None, _NVIDIA + "a100/"),
         # As the A100 but for NVLink.
-        Gpu("a800", "A800-SXM4-80GB", 80, 2039, 312, None, _A100),
-        Gpu("rtx-3090", "RTX 3090", 24, 936, 71, None, _GA102),
-        Gpu("rtx-4090", "RTX 4090", 24, 1008, 165.2, 330.3, _ADA),
-        Gpu("l40s", "L40S", 48, 864, 362, 733, "https://www.nvidia.com/en-us/data-center/l40s/"),
+        Gpu("a800", "A800-SXM4-80GB", "sm80", 80, 2039, 312, None, _NVIDIA + "a100/"),
+        Gpu("rtx-3090", "RTX 3090", "sm86", 24, 936, 71, None, _GA102),
+        Gpu("rtx-4090", "RTX 4090", "sm89", 24, 1008, 165.2, 330.3, _ADA),
+        Gpu("l40s", "L40S", "sm89", 48, 864, 362, 733, _NVIDIA + "l40s/"),
         # NVIDIA publishes no data sheet for export; these are its resellers'.
-        Gpu("h20", "H20", 96, 4000, 148, 296, "https://willitrunai.com/gpus/h20-96gb"),
-        Gpu("h100", "H100", 80, 3350, 989, 1979, "https://www.nvidia.com/en-us/data-center/h100/"),
+        Gpu("h20", "H20", "sm90", 96, 4000, 148, 296, "https://willitrunai.com/gpus/h20-96gb"),
+        Gpu("h100", "H100", "sm90", 80, 3350, 989, 1979, _NVIDIA + "h100/"),
         # As the H100 but for NVLink and fp64.
-        Gpu("h800", "H800", 80, 3350, 989, 1979, "https://aiwiki.ai/wiki/nvidia_h800"),
-        Gpu("h200", "H200", 141, 4800, 989, 1979, "https://www.nvidia.com/en-us/data-center/h200/"),
+        Gpu("h800", "H800", "sm90", 80, 3350, 989, 1979, "https://aiwiki.ai/wiki/nvidia_h800"),
+        Gpu("h200", "H200", "sm90", 141, 4800, 989, 1979, _NVIDIA + "h200/"),
         # 8 TB/s are published too; a bus of 7680 bits at 3996 MHz, as the driver has it, gives 7.7:
         # https://github.com/pytorch/ao/pull/4002
         Gpu(
             "b200",
             "B200",
+            "sm100",
             180,
             7700,
             2250,
             4500,
             "https://nvdam.widen.net/s/wwnsxrhm2w/blackwell-datasheet-3384703",
         ),
-        Gpu("rtx-5090", "RTX 5090", 32, 1792, 209.5, 419, _RTX_BLACKWELL),
+        Gpu("rtx-5090", "RTX 5090", "sm120", 32, 1792, 209.5, 419, _RTX_BLACKWELL),
         Gpu(
             "rtx-pro-6000",
             "RTX PRO 6000",
+            "sm120",
             96,
             1792,
             503.8,
@@ -90,18 +94,20 @@ GPUS = {
         Gpu(
             "gb10",
             "GB10",
+            "sm121",
             128,
             273,
             125,
             250,
             "https://www.nvidia.com/en-us/products/workstations/dgx-spark/",
         ),
-        Gpu("mi300x", "MI300X", 192, 5300, 1307.4, 2614.9, _INSTINCT + "mi300/mi300x.html"),
-        Gpu("mi325x", "MI325X", 256, 6000, 1307.4, 2614.9, _INSTINCT + "mi300/mi325x.html"),
-        Gpu("mi350x", "MI350X", 288, 8000, 2300, 4600, _INSTINCT + "mi350/mi350x.html"),
+        Gpu("mi300x", "MI300X", "gfx942", 192, 5300, 1307.4, 2614.9, _AMD + "mi300/mi300x.html"),
+        Gpu("mi325x", "MI325X", "gfx942", 256, 6000, 1307.4, 2614.9, _AMD + "mi300/mi325x.html"),
+        Gpu("mi350x", "MI350X", "gfx950", 288, 8000, 2300, 4600, _AMD + "mi350/mi350x.html"),
         Gpu(
             "mi355x",
             "MI355X",
+            "gfx950",
             288,
             8000,
             2516.6,

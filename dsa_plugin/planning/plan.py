@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from dsa_plugin.planning import sizes
 from dsa_plugin.planning.cost import (
@@ -59,6 +59,16 @@ class Caches:
     tokens: int
     requests_per_rank: int
     requests: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How GPUs share the model: as a Deployment has it, and as `dsa plan` takes it."""
+
+    count: int
+    tp: int
+    dp: int
+    ep: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +137,7 @@ class Plan:
 
     Attributes:
         weights_note: what hosts do with weights that the GPU cannot multiply as they are.
-        fits_with_count: a count of GPUs that would do, where these do not.
+        fits_with: GPUs that would do: these, or more of them; None: not with many more either.
         figures: what the times are computed from.
     """
 
@@ -144,7 +154,7 @@ class Plan:
     weights_note: str | None
     memory: Memory
     caches: Caches
-    fits_with_count: int | None
+    fits_with: Layout | None
     decode: list[Decode]
     prefill: list[Prefill]
     cost: list[Cost]
@@ -153,7 +163,7 @@ class Plan:
 
 
 def make_plan(d: Deployment, rates: Rates, gpu_hour_price: float) -> Plan:
-    """Plan a deployment; where nothing fits, `fits_with_count` names a count of GPUs that would."""
+    """Plan a deployment; where nothing fits, `fits_with` is what would."""
     contexts = [*(c for c in CONTEXTS if c < d.context), d.context]
     return Plan(
         model=_model(d),
@@ -169,7 +179,7 @@ def make_plan(d: Deployment, rates: Rates, gpu_hour_price: float) -> Plan:
         weights_note=weights_note(d.gpu, d.weights_dtype),
         memory=_memory(d),
         caches=_caches(d),
-        fits_with_count=_fits_with_count(d),
+        fits_with=_fits_with(d),
         decode=[row for context in contexts for row in _decode(d, rates, context)],
         prefill=[_prefill(d, rates, context) for context in contexts],
         cost=[
@@ -226,16 +236,11 @@ def _caches(d: Deployment) -> Caches:
     )
 
 
-def _fits_with_count(d: Deployment) -> int | None:
-    """The least power of two times the GPUs, with as many times the ranks, that fits a request."""
-    for times in (1, 2, 4, 8, 16):
-        count = d.count * times
-        ep = d.ep if times == 1 else min(count, d.model.n_routed_experts)
-        if count % ep == 0:
-            more = replace(d, count=count, dp=d.dp * times, ep=ep)
-            if more.requests_per_rank(d.context):
-                return count
-    return None
+def _fits_with(d: Deployment) -> Layout | None:
+    grown = d.grown_to_fit()
+    if grown is None:
+        return None
+    return Layout(count=grown.count, tp=grown.tp, dp=grown.dp, ep=grown.ep)
 
 
 def _decode(d: Deployment, rates: Rates, context: int) -> Iterator[Decode]:

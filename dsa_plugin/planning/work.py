@@ -21,6 +21,7 @@ from dsa_plugin.planning.sizes import (
     Weight,
     layer_weights,
 )
+from dsa_plugin.planning.weight_kernels import is_weight_only
 
 Precision = Literal["bf16", "fp8"]
 Stage = Literal["prefill", "decode"]
@@ -95,11 +96,12 @@ def _select(d: Deployment, batch: Batch) -> Iterator[Work]:
     if batch.context <= model.index_topk:
         return  # everything is selected, nothing is scored
     logits = 4 * batch.rows * batch.keys
+    in_fp8 = d.index_dtype == "fp8" and d.gpu.fp8_tflops is not None  # else decoded to bf16
     yield Work(
         "indexer_logits",
         2 * batch.rows * model.index_n_heads * batch.keys * model.index_head_dim,
         batch.requests * batch.context * INDEX_BYTES[d.index_dtype] + logits,
-        _precision(d, fp8=d.index_dtype == "fp8"),
+        "fp8" if in_fp8 else "bf16",
     )
     yield Work("topk_select", 0, logits + 4 * batch.rows * model.index_topk, "bf16")
 
@@ -138,7 +140,7 @@ def _experts(d: Deployment, weights: list[Weight], rows: int) -> Work:
         "experts",
         2 * all_rows * routed * sum(weight.parameters for weight in weights) / d.count,
         met * sum(d.local_bytes(weight) for weight in weights),
-        _precision(d, fp8=d.weights_dtype == "fp8"),
+        _weights_precision(d, experts=True),
     )
 
 
@@ -154,7 +156,7 @@ def _linear(
         op,
         2 * rows * sum(d.local_parameters(weight) for weight in weights),
         sum(d.local_bytes(weight) for weight in weights),
-        precision or _precision(d, fp8=d.weights_dtype == "fp8"),
+        precision or _weights_precision(d, experts=False),
     )
 
 
@@ -162,6 +164,6 @@ def _heads(d: Deployment) -> int:
     return d.model.num_attention_heads // d.tp
 
 
-def _precision(d: Deployment, *, fp8: bool) -> Precision:
-    """A GPU without fp8 units decodes fp8 and multiplies in bf16."""
-    return "fp8" if fp8 and d.gpu.fp8_tflops is not None else "bf16"
+def _weights_precision(d: Deployment, *, experts: bool) -> Precision:
+    weight_only = is_weight_only(d.gpu, d.weights_dtype, experts=experts)
+    return "fp8" if d.weights_dtype == "fp8" and not weight_only else "bf16"

@@ -1,6 +1,6 @@
 """Which kernels vLLM has for fp8 weights in blocks on a GPU, by its own selection, as JSON.
 
-`python -P fp8_weights.py GPU`, in vLLM's environment. Only for GPUs below sm89: what needs the ops
+`python -P fp8_weights.py GPU`, in vLLM's environment. Only for GPUs below sm90: what needs the ops
 of a CUDA build counts as missing here, and those are for newer ones.
 """
 
@@ -29,21 +29,19 @@ def linear_kernel() -> str:
     return str(next(kernel.__name__ for kernel in possible if kernel.is_supported()[0]))
 
 
-def expert_backends() -> dict[str, bool]:
-    """Whether Marlin and Triton, both of every CUDA build, take such experts."""
-    backends = experts.Fp8MoeBackend
-    classes: dict[str, Any] = {
-        backend.name: experts.backend_to_kernel_cls(backend)[0]
-        for backend in (backends.MARLIN, backends.TRITON)
-    }
+def expert_backend() -> str:
+    """Likewise; of the order only GPUs from sm90 on ask the layer's configuration."""
+    unasked: Any = None
     scheme = kFp8Static128BlockSym, kFp8Dynamic128Sym
-    return {
-        name: cls._supports_current_device() and cls._supports_quant_scheme(*scheme)
-        for name, cls in classes.items()
-    }
+    return next(
+        str(backend.name)
+        for backend in experts._get_priority_backends(unasked, *scheme)
+        for kernel in experts.backend_to_kernel_cls(backend)
+        if kernel._supports_current_device() and kernel._supports_quant_scheme(*scheme)
+    )
 
 
 if __name__ == "__main__":
     prepare()
     pretend(Target.of(find_gpu(sys.argv[1]), 8))
-    print(json.dumps({"linear": linear_kernel(), "experts": expert_backends()}))
+    print(json.dumps({"linear": linear_kernel(), "experts": expert_backend()}))
