@@ -1,4 +1,7 @@
-"""sparse_mla: decode of a batch, and a prefill chunk of one request, beside other libraries."""
+"""sparse_mla: decode of a batch, and a prefill chunk of one request, beside other libraries.
+
+masked_mha, its form for short prefills, beside torch's attention with the same mask.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,15 @@ from benchmark_case import Case, Scale
 from peers import Run, runs
 from random_caches import BLOCK_SIZE, block_table, latent_cache, selected_slots
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from dsa_kernels.layout import KV_LORA_RANK, LATENT_DIM
-from dsa_kernels.sparse_mla import sparse_mla
+from dsa_kernels.sparse_mla import masked_mha, sparse_mla
+from dsa_kernels.sparse_mla.reference import selection
 from dsa_kernels.testing import sparse_mla_bytes, sparse_mla_flops
 
-SOFTMAX_SCALE = 192**-0.5
+WIDTH, V_WIDTH = 192, 128  # of V3.2's heads
+SOFTMAX_SCALE = WIDTH**-0.5
 # bf16 weights and results, rounded in another order than ours: twice the error of either.
 TOLERANCE = 2.0**-7
 FLASH_MLA_HEADS = 64  # fewer are padded, as vLLM pads them
@@ -38,6 +43,9 @@ def cases(scale: Scale) -> Iterator[Case]:
         for h in heads:
             for dtype in dtypes:
                 yield _case(scale, "prefill", 1, chunk, context, h, topk, dtype)
+    for context in (128,) if scale.tiny else (4 << 10, 8 << 10):
+        for h in (2,) if scale.tiny else heads:
+            yield _masked_case(scale, 32 if scale.tiny else 4096, context, h, topk)
 
 
 def _case(
@@ -96,6 +104,39 @@ def _case(
         peers=peers,
         tolerance=TOLERANCE,
     )
+
+
+def _masked_case(scale: Scale, rows: int, context: int, heads: int, topk: int) -> Case:
+    """The last `rows` of a prompt of `context` tokens; its keys and values are expanded already."""
+    seen = torch.arange(context - rows, context, device=scale.device) + 1
+    scores = torch.rand(rows, context, device=scale.device)
+    outside = torch.arange(context, device=scale.device) >= seen[:, None]
+    chosen = scores.masked_fill_(outside, -1).topk(min(topk, context)).indices.int()
+    chosen.masked_fill_(torch.arange(chosen.shape[1], device=scale.device) >= seen[:, None], -1)
+    mask = selection(chosen, context)
+    nbytes = 2 * heads * (context + rows) * (WIDTH + V_WIDTH)
+    inputs = []
+    for _ in range(scale.copies(nbytes)):
+        q = torch.randn(rows, heads, WIDTH, device=scale.device).bfloat16()
+        k = torch.randn(heads, context, WIDTH, device=scale.device).bfloat16()
+        inputs.append((q, k, torch.randn_like(k[..., :V_WIDTH])))
+    ours = [partial(masked_mha, q, k, v, chosen, SOFTMAX_SCALE) for q, k, v in inputs]
+    return Case(
+        op="masked_mha",
+        name=f"prefill {context >> 10}K, {rows} rows, {heads} heads",
+        flops=2 * heads * int(seen.sum()) * (WIDTH + V_WIDTH),
+        bytes=nbytes,
+        runs=list(ours),
+        peers={"torch.sdpa": runs(torch, partial(_sdpa, mask=mask), inputs)},
+        tolerance=TOLERANCE,
+    )
+
+
+def _sdpa(_torch: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    out = scaled_dot_product_attention(
+        q.transpose(0, 1)[None], k[None], v[None], attn_mask=mask, scale=SOFTMAX_SCALE
+    )
+    return out[0].transpose(0, 1)
 
 
 def _ours(q: Tensor, cache: Tensor, slots: Tensor, out: Tensor) -> Tensor:

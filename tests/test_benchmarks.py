@@ -61,7 +61,7 @@ def test_kernels(tmp_path: Path) -> None:
     done = run("kernels.py", "--dry-run", "--out", folder, "--peers", folder, interpret="1")
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "kernels.json").read_text())
-    assert len({row["op"] for row in result["rows"]}) == 4
+    assert len({row["op"] for row in result["rows"]}) == 5
     compared: dict[str, list[bool]] = {}
     for row in result["rows"]:
         assert row["us"] > 0
@@ -71,6 +71,7 @@ def test_kernels(tmp_path: Path) -> None:
                 compared.setdefault(name, []).append(peer["agrees"])
     assert compared == {
         "DeepGEMM": [True, True],
+        "torch.sdpa": [True],
         "torch.topk": [True, True],
         "two launches": [True],
         "vLLM Triton": [False, False],

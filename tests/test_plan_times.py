@@ -74,6 +74,18 @@ def test_prefill_of_a_chunk() -> None:
     assert us["sparse_mla"] == pytest.approx(1280, rel=0.03)
 
 
+def test_a_short_prefill_is_masked() -> None:
+    """As long as dense attention; where the two forms cross follows from their products."""
+    short = Batch("prefill", 1, 4 * K, 4 * K)
+    assert microseconds(short)["masked_mha"] == microseconds(short, "dense")["dense_mha"]
+    gathered = 2048 * (576 + 512) * 4 * K
+    for context, op in ((6 * K, "masked_mha"), (10 * K, "sparse_mla")):
+        pairs = (context - (4 * K - 1) / 2) * 4 * K
+        masked = pairs * (192 + 128) + context * 512 * (128 + 128)
+        assert (masked < gathered) == (op == "masked_mha")
+        assert op in microseconds(Batch("prefill", 1, 4 * K, context))
+
+
 def test_nothing_is_scored_where_everything_is_selected() -> None:
     assert set(microseconds(Batch("decode", 8, 1, V32.index_topk))) == {"sparse_mla"}
     assert "indexer_logits" in microseconds(Batch("decode", 8, 1, V32.index_topk + 1))

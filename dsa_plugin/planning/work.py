@@ -8,7 +8,7 @@ dsa_kernels.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dsa_plugin.planning.deployment import Deployment
@@ -64,10 +64,17 @@ class Batch:
 
 
 def attention_core(d: Deployment, batch: Batch, kind: Attention, *, indexer: bool) -> list[Work]:
-    """What DSA replaces: attention proper, with indexer and selection where the layer has them."""
+    """What DSA replaces: attention proper, with indexer and selection where the layer has them.
+
+    DSA attends to a prefill whose context is not long as dense attention would, with a mask.
+    """
     if kind == "dense":
         return [_dense(d, batch)]
-    return [*(_select(d, batch) if indexer else ()), _sparse(d, batch)]
+    attend = _sparse(d, batch)
+    if batch.stage == "prefill":
+        masked = replace(_dense(d, batch), op="masked_mha")
+        attend = min(attend, masked, key=lambda work: work.flops)
+    return [*(_select(d, batch) if indexer else ()), attend]
 
 
 def layer_work(
