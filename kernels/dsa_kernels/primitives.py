@@ -28,6 +28,16 @@ def dot(a, b, acc=None):
 
 
 @triton.jit
+def load_block(entry, mask, num_blocks):
+    """Physical blocks, int64, from these places of a block table; where mask is not, block 0.
+
+    Clamped, as in the references: a table's garbage leads to a wrong page, not out of bounds.
+    """
+    block = tl.load(entry, mask=mask, other=0)
+    return tl.minimum(tl.maximum(block, 0), num_blocks - 1).to(tl.int64)
+
+
+@triton.jit
 def round_to(x, DTYPE: tl.constexpr):
     """fp32 -> DTYPE, to the nearest, then to even; Triton 3.9's interpreter truncates to bf16."""
     if INTERPRET and tl.bfloat16 == DTYPE:

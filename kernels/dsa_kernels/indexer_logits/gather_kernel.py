@@ -15,6 +15,7 @@ from torch import Tensor
 from dsa_kernels.arch import Arch, arch_of
 from dsa_kernels.launch import Launch, launch_config
 from dsa_kernels.layout import INDEX_FP8_BYTES, INDEX_HEAD_DIM
+from dsa_kernels.primitives import load_block
 from dsa_kernels.registration import register
 
 _HEAD_DIM = tl.constexpr(INDEX_HEAD_DIM)
@@ -89,9 +90,7 @@ def _gather(
     """A run of tokens a program."""
     token = tl.program_id(0).to(tl.int64) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     is_token = token < num_keys
-    block = tl.load(block_table + token // BLOCK_SIZE * stride_tn, mask=is_token, other=0)
-    # Clamped, as in the reference: a table's garbage leads to a wrong page, not out of bounds.
-    block = tl.minimum(tl.maximum(block, 0), num_blocks - 1).to(tl.int64)
+    block = load_block(block_table + token // BLOCK_SIZE * stride_tn, is_token, num_blocks)
     page, slot = cache + block * stride_cb, token % BLOCK_SIZE
     dim = tl.arange(0, _HEAD_DIM)[None, :]
     key = tl.load(page[:, None] + slot[:, None] * stride_cn + dim, mask=is_token[:, None])

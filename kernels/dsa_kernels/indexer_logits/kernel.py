@@ -23,7 +23,7 @@ from torch import Tensor
 from dsa_kernels.arch import Arch, arch_of
 from dsa_kernels.launch import Launch, LaunchConfig, launch_config
 from dsa_kernels.layout import INDEX_FP8_BYTES, INDEX_HEAD_DIM
-from dsa_kernels.primitives import dot, e4m3_to_fp16
+from dsa_kernels.primitives import dot, e4m3_to_fp16, load_block
 from dsa_kernels.registration import register
 
 _HEAD_DIM = tl.constexpr(INDEX_HEAD_DIM)
@@ -346,9 +346,7 @@ def _score_requests(
         token = tile * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
         is_key = token < high
         entry = block_table + request * stride_tb + token // BLOCK_SIZE * stride_tn
-        # Clamped, as in the reference: a table's garbage leads to a wrong page, not out of bounds.
-        block = tl.load(entry, mask=is_key, other=0)
-        block = tl.minimum(tl.maximum(block, 0), num_blocks - 1).to(tl.int64)
+        block = load_block(entry, is_key, num_blocks)
         page, slot = cache + block * stride_cb, token % BLOCK_SIZE
         address = _typed(page, FP8, NATIVE)[:, None] + slot[:, None] * stride_cn
         address += tl.arange(0, _HEAD_DIM)[None, :]

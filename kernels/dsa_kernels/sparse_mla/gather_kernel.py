@@ -15,6 +15,7 @@ from torch import Tensor
 from dsa_kernels.arch import Arch, arch_of
 from dsa_kernels.launch import Launch, launch_config
 from dsa_kernels.layout import FP8_BLOCK, KV_LORA_RANK, LATENT_DIM, LATENT_FP8_BYTES
+from dsa_kernels.primitives import load_block
 from dsa_kernels.registration import register
 from dsa_kernels.sparse_mla.kernel import load_nope, load_rope
 
@@ -89,9 +90,7 @@ def _gather_latents(
     """A run of tokens a program."""
     token = tl.program_id(0).to(tl.int64) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     real = token < num_keys
-    block = tl.load(block_table + token // BLOCK_SIZE * block_table_b, mask=real, other=0)
-    # Clamped, as in the reference: a table's garbage leads to a wrong page, not out of bounds.
-    block = tl.minimum(tl.maximum(block, 0), num_blocks - 1).to(tl.int64)
+    block = load_block(block_table + token // BLOCK_SIZE * block_table_b, real, num_blocks)
     entry = block * cache_b + token % BLOCK_SIZE * cache_t
     dtype: tl.constexpr = latents.dtype.element_ty
     latent, mask = latents + token[:, None] * _LATENT_DIM, real[:, None]
