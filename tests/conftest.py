@@ -13,12 +13,16 @@ import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Kernels run under Triton's interpreter, which must be chosen before Triton is imported."""
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        skip = pytest.mark.skip(reason="run with TRITON_INTERPRET=1, as ci/test and `make unit` do")
-        for item in items:
-            if item.get_closest_marker("triton"):
-                item.add_marker(skip)
+    """Kernels run on a GPU, or under Triton's interpreter, chosen before Triton is imported."""
+    kernels = [item for item in items if item.get_closest_marker("triton")]
+    if not kernels or os.environ.get("TRITON_INTERPRET") == "1":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        reason = "no GPU: run with TRITON_INTERPRET=1, as ci/test and `make unit` do"
+        for item in kernels:
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dsa_kernels.arch import ARCHS, Arch
+from dsa_kernels.arch import ARCHS, Arch, arch_of
 from dsa_kernels.indexer_logits import (
     gather_index_keys,
     indexer_logits,
@@ -25,7 +25,7 @@ from dsa_kernels.launch import LaunchConfig
 from dsa_kernels.testing import make_block_table, make_index_cache, make_slots
 from dsa_testbed.far_apart import far_apart
 from dsa_testbed.index_keys import FP8, assert_within, fill, inputs, mask, truth
-from dsa_testbed.interpreted import kernels_run, stand_for  # noqa: F401 (a fixture)
+from dsa_testbed.kernel_runs import DEVICE, kernels_run, stand_for  # noqa: F401 (a fixture)
 
 pytestmark = [pytest.mark.triton, pytest.mark.usefixtures("poisoned_empty", "kernels_run")]
 
@@ -70,7 +70,7 @@ def test_prefill(dtype: torch.dtype, heads: int) -> None:
 @pytest.mark.parametrize("num_sms", [1, 108])
 def test_edges_of_blocks(keys: int, num_sms: int, chip: Callable[[Arch], None]) -> None:
     """One program walks over all keys, or each has one tile of them."""
-    chip(replace(ARCHS["sm80"], num_sms=num_sms))
+    chip(replace(arch_of(DEVICE), num_sms=num_sms))
     check_prefill(torch.bfloat16, 9, 16, keys)
 
 
@@ -93,7 +93,7 @@ def test_any_ranges(dtype: torch.dtype, data: st.DataObject) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, FP8])
 def test_a_long_chunk(dtype: torch.dtype, chip: Callable[[Arch], None]) -> None:
     """Rows from the middle of a context: tiles before, inside and after what a program sees."""
-    chip(replace(ARCHS["sm80"], num_sms=1))
+    chip(replace(arch_of(DEVICE), num_sms=1))
     q, weights, k = inputs(6, 64, 4100, dtype)
     scale = torch.rand(4100) if dtype == FP8 else None
     end = torch.tensor([1000, 1001, 4099, 4100, 70, 71])

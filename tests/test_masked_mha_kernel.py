@@ -15,7 +15,7 @@ from dsa_kernels.arch import ARCHS
 from dsa_kernels.sparse_mla import gather_latents, masked_is_faster, masked_mha, reference
 from dsa_kernels.testing import error
 from dsa_testbed.far_apart import far_apart
-from dsa_testbed.interpreted import kernels_run, stand_for  # noqa: F401 (a fixture)
+from dsa_testbed.kernel_runs import DEVICE, kernels_run, stand_for  # noqa: F401 (a fixture)
 from dsa_testbed.latents import SCALE, filled_cache, filled_fp8_cache
 
 pytestmark = [pytest.mark.triton, pytest.mark.usefixtures("poisoned_empty", "kernels_run")]
@@ -232,14 +232,14 @@ def test_gather_latents_beyond_int32_and_from_hostile_pages() -> None:
 
 
 def test_masked_where_it_is_faster(kernels_run: list[str]) -> None:  # noqa: F811
-    """By products, once they outweigh the launches; under the interpreter too."""
+    """By products, once they outweigh the launches."""
     kernels_run.append("none: arithmetic")
-    v32 = partial(masked_is_faster, torch.device("cpu"), topk=2048, width=192, v_width=128)
+    v32 = partial(masked_is_faster, DEVICE, topk=2048, width=192, v_width=128)
     assert v32(rows=4096, keys=4096, heads=128)
     assert v32(rows=4096, keys=6000, heads=16)
     assert not v32(rows=4096, keys=7000, heads=128), "6963 keys cost what 2048 latents do"
     assert not v32(rows=100, keys=2048, heads=128), "expanding costs too much"
     assert not v32(rows=300, keys=300, heads=16), "launching costs too much"
-    glm = partial(masked_is_faster, torch.device("cpu"), topk=2048, width=256, v_width=256)
+    glm = partial(masked_is_faster, DEVICE, topk=2048, width=256, v_width=256)
     assert glm(rows=4096, keys=4096, heads=64)
     assert not glm(rows=4096, keys=4500, heads=64), "its heads are wider: 4352 keys"

@@ -17,7 +17,7 @@ from dsa_kernels.dispatch import use_triton
 from dsa_kernels.sparse_mla import sparse_mla
 from dsa_kernels.testing import error, make_block_table, make_latent_cache, make_slots
 from dsa_testbed.far_apart import far_apart
-from dsa_testbed.interpreted import kernels_run, stand_for  # noqa: F401 (a fixture)
+from dsa_testbed.kernel_runs import DEVICE, kernels_run, stand_for  # noqa: F401 (a fixture)
 from dsa_testbed.latents import (
     SCALE,
     eager,
@@ -75,7 +75,7 @@ def test_edges_of_blocks(
     kernels_run: list[str],  # noqa: F811 (the fixture)
 ) -> None:
     """Selections around each block size, whole and in as many parts as there are blocks."""
-    chip(replace(ARCHS["sm80"], num_sms=64 if split else 1))
+    chip(replace(arch_of(DEVICE), num_sms=64 if split else 1))
     used = torch.randperm(9 * 16)[:130]
     cache, values = filled_cache(torch.bfloat16, 9, 16, used)
     q, slots = torch.randn(2, 8, 576).bfloat16(), random_slots(2, k, used)
@@ -87,7 +87,7 @@ def test_edges_of_blocks(
 @pytest.mark.parametrize("filled", [filled_cache, filled_fp8_cache])
 def test_a_whole_selection(filled: Any, chip: Any) -> None:
     """2048 of 4100 tokens, in eight parts; the second row's ends early, within a block."""
-    chip(replace(ARCHS["sm80"], num_sms=16))
+    chip(replace(arch_of(DEVICE), num_sms=16))
     used = torch.randperm(65 * 64)[:4100]
     cache, values = filled(torch.bfloat16, 65, 64, used)
     q, slots = torch.randn(2, 8, 576).bfloat16(), random_slots(2, 2048, used)
@@ -169,7 +169,7 @@ def test_rows_of_many_requests() -> None:
 @pytest.mark.parametrize("num_sms", [1, 64])
 def test_offsets_beyond_int32(num_sms: int, chip: Any) -> None:
     """Of pages, whose tokens lie apart, too, of queries and outputs; in one part and in two."""
-    chip(replace(ARCHS["sm80"], num_sms=num_sms))
+    chip(replace(arch_of(DEVICE), num_sms=num_sms))
     pages, q, out = far_apart(torch.float16, (16, 600), (2, 576), (2, 512))
     cache = pages[..., :576]
     cache[2] = torch.randn(16, 576)
@@ -230,7 +230,7 @@ def test_hostile_slots(dtype: torch.dtype, data: st.DataObject) -> None:
 @pytest.mark.parametrize("rows", [1, 5])
 def test_every_row_empty(rows: int, chip: Any) -> None:
     """Split over the selection where there is one row, whole where there are five."""
-    chip(replace(ARCHS["sm80"], num_sms=4))
+    chip(replace(arch_of(DEVICE), num_sms=4))
     cache = make_latent_cache(torch.bfloat16, 2, 64)
     q = torch.randn(rows, 16, 576).bfloat16()
     for slots in (torch.full((rows, 65), -1), torch.zeros(rows, 0, dtype=torch.int64)):
@@ -254,7 +254,7 @@ def test_huge_scores(factor: float) -> None:
 
 @pytest.mark.parametrize("num_sms", [1, 64])
 def test_strided_inputs_and_outputs(num_sms: int, chip: Any) -> None:
-    chip(replace(ARCHS["sm80"], num_sms=num_sms))
+    chip(replace(arch_of(DEVICE), num_sms=num_sms))
     used = torch.arange(300)
     cache, values = filled_cache(torch.float32, 5, 64, used, gap=36)
     q = torch.randn(8, 2, 1400)[..., 60:1212:2].transpose(0, 1)
