@@ -74,6 +74,23 @@ def warm_up(device: torch.device, index_cache_dtype: torch.dtype) -> None:
     warm_up_indexer(device, index_cache_dtype)
 
 
+def reserve(q: Tensor, index_topk: int, workspace_bytes: int) -> None:
+    """Take what `forward` takes at most for itself, and give it back: for a host that measures it.
+
+    That is the workspace, and each row's slots, absorbed query, and what it attended to with its
+    lse; the masked form takes less than these.
+
+    Args:
+        q: [T, heads, qk_nope_head_dim + 64], as `forward` takes it.
+        index_topk: slots of a row.
+        workspace_bytes: of the metadata.
+    """
+    rows, heads, _ = q.shape
+    head_bytes = (LATENT_DIM + KV_LORA_RANK) * q.itemsize + torch.float32.itemsize
+    row_bytes = index_topk * torch.int64.itemsize + heads * head_bytes
+    torch.empty(workspace_bytes + rows * row_bytes, dtype=torch.uint8, device=q.device)
+
+
 def forward(
     mla: MLAWeights,
     q: Tensor,

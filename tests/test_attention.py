@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from functools import partial
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from dsa_kernels.arch import arch_of
+from dsa_kernels.launch import Launch
 from dsa_kernels.sparse_mla import masked_mha
 from dsa_kernels.testing import make_cos_sin_cache
 from dsa_plugin import attention
 from dsa_plugin.metadata import DSAMetadata, PrefillChunk
+from dsa_testbed.kernel_runs import DEVICE, stand_for
 from dsa_testbed.latents import SCALE, filled_cache
 
 HEADS, NOPE, V_HEAD_DIM = 5, 128, 96
@@ -20,48 +25,77 @@ KEYS, ROWS, TOPK = 100, 20, 30
 HEAD_BYTES = KEYS * (NOPE + 64 + V_HEAD_DIM) * 4
 
 
-def attended(
-    monkeypatch: pytest.MonkeyPatch, *, masked: bool, workspace_bytes: int
-) -> tuple[Tensor, list[int]]:
-    """The last rows of a prompt, and how many heads each call of masked_mha was given."""
-    torch.manual_seed(0)
-    table = torch.tensor([[1, 3]], dtype=torch.int32)
+@dataclass
+class Prefill:
+    """The last rows of a prompt: what `attention.attend` takes, and where it writes."""
+
+    mla: attention.MLAWeights
+    q: Tensor
+    positions: Tensor
+    cache: Tensor
+    metadata: DSAMetadata
+    topk_indices: Tensor
+    out: Tensor
+
+    def attend(self) -> None:
+        attention.attend(
+            self.mla,
+            self.q,
+            self.positions,
+            self.cache,
+            self.metadata,
+            self.topk_indices,
+            None,
+            self.out,
+        )
+
+
+def prefill(workspace_bytes: int) -> Prefill:
     used = torch.cat((torch.arange(64, 128), torch.arange(192, 228)))
-    cache, _ = filled_cache(torch.float32, 4, 64, used)
-    mla = attention.MLAWeights(
-        softmax_scale=SCALE,
-        kv_norm=torch.ones(512),
-        kv_norm_eps=1e-6,
-        w_uk=torch.randn(HEADS, NOPE, 512) / 512**0.5,
-        w_uv=torch.randn(HEADS, 512, V_HEAD_DIM) / 512**0.5,
-        cos_sin_cache=make_cos_sin_cache(KEYS),
-    )
     positions = torch.arange(KEYS - ROWS, KEYS)
-    indices = torch.stack([torch.randperm(int(p) + 1)[:TOPK] for p in positions]).int()
-    metadata = DSAMetadata(
-        num_tokens=ROWS,
-        num_decodes=0,
-        decode_query_len=1,
-        max_decode_context_len=0,
-        prefill_chunks=(PrefillChunk(0, 0, ROWS, KEYS),),
-        request_ids=torch.zeros(ROWS, dtype=torch.int32),
-        context_lens=positions.int() + 1,
-        block_table=table,
-        slot_mapping=torch.full((ROWS,), -1),
-        block_size=64,
-        workspace_bytes=workspace_bytes,
+    return Prefill(
+        mla=attention.MLAWeights(
+            softmax_scale=SCALE,
+            kv_norm=torch.ones(512),
+            kv_norm_eps=1e-6,
+            w_uk=torch.randn(HEADS, NOPE, 512) / 512**0.5,
+            w_uv=torch.randn(HEADS, 512, V_HEAD_DIM) / 512**0.5,
+            cos_sin_cache=make_cos_sin_cache(KEYS),
+        ),
+        q=torch.randn(ROWS, HEADS, NOPE + 64),
+        positions=positions,
+        cache=filled_cache(torch.float32, 4, 64, used)[0],
+        metadata=DSAMetadata(
+            num_tokens=ROWS,
+            num_decodes=0,
+            decode_query_len=1,
+            max_decode_context_len=0,
+            prefill_chunks=(PrefillChunk(0, 0, ROWS, KEYS),),
+            request_ids=torch.zeros(ROWS, dtype=torch.int32),
+            context_lens=positions.int() + 1,
+            block_table=torch.tensor([[1, 3]], dtype=torch.int32),
+            slot_mapping=torch.full((ROWS,), -1),
+            block_size=64,
+            workspace_bytes=workspace_bytes,
+        ),
+        topk_indices=torch.stack([torch.randperm(int(p) + 1)[:TOPK] for p in positions]).int(),
+        out=torch.full((ROWS, HEADS, V_HEAD_DIM), torch.nan),
     )
-    groups: list[int] = []
 
-    def noted(q: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        groups.append(q.shape[1])
-        return masked_mha(q, *args, **kwargs)
 
-    monkeypatch.setattr(attention, "masked_mha", noted)
+def choose(monkeypatch: pytest.MonkeyPatch, *, masked: bool) -> None:
     monkeypatch.setattr(attention, "masked_is_faster", lambda *_args, **_kwargs: masked)
-    q, out = torch.randn(ROWS, HEADS, NOPE + 64), torch.full((ROWS, HEADS, V_HEAD_DIM), torch.nan)
-    attention.attend(mla, q, positions, cache, metadata, indices, None, out)
-    return out, groups
+
+
+def peak_bytes(call: Callable[[], None]) -> int:
+    """Most that a call's tensors took at once."""
+    cpu = torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
+        call()
+    profiler: Any = profile.profiler
+    events = profiler.kineto_results.events()
+    steps = sorted((e.start_ns(), int(e.nbytes())) for e in events if e.name() == "[memory]")
+    return max(itertools.accumulate(nbytes for _, nbytes in steps))
 
 
 @pytest.mark.parametrize(
@@ -71,9 +105,33 @@ def test_masked_heads_fit_the_workspace(
     monkeypatch: pytest.MonkeyPatch, heads: int, groups: list[int]
 ) -> None:
     """As many at a time as there is room for, at least one; the result is the gathered form's."""
-    run = partial(attended, monkeypatch, workspace_bytes=heads * HEAD_BYTES + 1)
-    gathered, none = run(masked=False)
-    assert not none
-    masked, calls = run(masked=True)
+    batch = prefill(heads * HEAD_BYTES + 1)
+    choose(monkeypatch, masked=False)
+    batch.attend()
+    gathered = batch.out.clone()
+    choose(monkeypatch, masked=True)
+    calls: list[int] = []
+
+    def noted(q: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        calls.append(q.shape[1])
+        return masked_mha(q, *args, **kwargs)
+
+    monkeypatch.setattr(attention, "masked_mha", noted)
+    batch.attend()
     assert calls == groups
-    torch.testing.assert_close(masked, gathered, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(batch.out, gathered, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="measures what is allocated on a CPU")
+def test_what_is_reserved_is_what_the_gathered_form_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With kernels, which take no scratch memory where the rows fill the chip; none has to run."""
+    from dsa_kernels.sparse_mla import kernel
+
+    stand_for(monkeypatch, kernel, replace(arch_of(DEVICE), num_sms=1))
+    monkeypatch.setattr(Launch, "run", lambda _launch: None)
+    choose(monkeypatch, masked=False)
+    batch = prefill(0)
+    taken = peak_bytes(batch.attend)
+    reserved = peak_bytes(lambda: attention.reserve(batch.q, TOPK, 0))
+    assert 0.9 * reserved < taken <= reserved

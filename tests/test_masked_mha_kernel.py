@@ -80,9 +80,13 @@ def test_edges_of_blocks(edge: int) -> None:
         check(masked_mha(q, k, v, chosen(selected, 130), SCALE), q, k, v, selected)
 
 
-@pytest.mark.parametrize(("width", "v_width"), [(16, 16), (100, 70), (65, 1), (130, 129)])
+@pytest.mark.parametrize(("width", "v_width"), [(10, 7), (16, 16), (100, 70), (65, 1), (130, 129)])
 def test_widths_that_are_no_powers_of_two(width: int, v_width: int) -> None:
-    q, k, v = inputs(torch.float32, 5, 40, 2, width, v_width)
+    """What lies beside a head's values is NaN."""
+    shapes = ((5, 2, width), (2, 40, width), (2, 40, v_width))
+    q, k, v = (torch.full((*shape[:2], 300), torch.nan)[..., : shape[2]] for shape in shapes)
+    for tensor in (q, k, v):
+        tensor.copy_(torch.randn(tensor.shape))
     selected = torch.rand(5, 40) < 0.5
     check(masked_mha(q, k, v, chosen(selected, 40), SCALE), q, k, v, selected)
 

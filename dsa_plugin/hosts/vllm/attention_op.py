@@ -33,7 +33,10 @@ def _dsa_attention(
     context = get_forward_context()
     layer = cast("DSAAttention", context.no_compile_layers[layer_name])
     if context.attn_metadata is None:
-        _profile(q, out)
+        # The host's profiling run, which has no cache.
+        workspace_bytes = Env.load().logits_workspace_mb << 20
+        attention.reserve(q, layer.topk_indices_buffer.shape[1], workspace_bytes)
+        out.zero_()
         return
     batch = cast("dict[str, DSAMetadata]", context.attn_metadata)
     # Before 0.30 the host calls this after loading for its own attention classes only.
@@ -56,12 +59,6 @@ def _dsa_attention(
         out,
         reuse_selection=layer.skip_topk,
     )
-
-
-def _profile(q: Tensor, out: Tensor) -> None:
-    """The host's profiling run has no cache: show it the logits workspace."""
-    torch.empty(Env.load().logits_workspace_mb << 20, dtype=torch.uint8, device=q.device)
-    out.zero_()
 
 
 def _fake(*_: object) -> None:
