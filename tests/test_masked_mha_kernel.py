@@ -173,13 +173,16 @@ def test_offsets_beyond_int32() -> None:
     check(masked_mha(q, k, v, chosen(selected, 40), SCALE, out=out), q, k, v, selected)
 
 
-def test_nothing_to_do() -> None:
+def test_nothing_to_do(kernels_run: list[str]) -> None:  # noqa: F811
     q, k, v = inputs(torch.bfloat16, 3, 5, 2, 192, 128)
     none = torch.zeros(3, 0, dtype=torch.int32)
     assert (masked_mha(q, k, v, none, SCALE) == 0).all()
     indices = torch.zeros(3, 4, dtype=torch.int32)
     assert (masked_mha(q, k[:, :0], v[:, :0], indices, SCALE) == 0).all()
+    launched = len(kernels_run)
     assert masked_mha(q[:0], k, v, indices[:0], SCALE).shape == (0, 2, 128)
+    assert masked_mha(q[:, :0], k[:0], v[:0], indices, SCALE).shape == (3, 0, 128)
+    assert len(kernels_run) == launched, "a GPU refuses an empty grid"
 
 
 @pytest.mark.parametrize("name", ARCHS)
