@@ -9,9 +9,9 @@ of its wheels. A peer gets the same inputs and its result is compared with ours;
 is listed with the reason. Under the interpreter bf16 peers differ: it multiplies bit patterns.
 
 Times are CUDA events around a captured graph, so without the host's launch cost. The graph runs
-over copies of the inputs that together exceed the second-level cache, as the layers of a model do.
-The roofline is measured too: a copy's bandwidth, and bf16 matrix products. Writes kernels.json and
-kernels.png beside this file, or into --out.
+over copies of the inputs and begins with a cold second-level cache, so that no call finds its own
+there, whatever its size. The roofline is measured too: a copy's bandwidth, and bf16 matrix
+products. Writes kernels.json and kernels.png beside this file, or into --out.
 """
 
 from __future__ import annotations

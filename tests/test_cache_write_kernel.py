@@ -303,8 +303,10 @@ def test_padding_is_skipped(dtype: torch.dtype, data: st.DataObject) -> None:
 
 
 def test_offsets_beyond_int32() -> None:
-    """Of pages, tokens and angles: the same bytes as where they lie close together."""
-    shapes = (16, 600), (16, 192), (576,), (128,), (2, 128), (64,)
+    """Of pages, tokens, angles and queries written: the same bytes as where they lie together."""
+    from dsa_kernels.cache_write.kernel import index_query_op
+
+    shapes = (16, 600), (16, 192), (576,), (128,), (2, 128), (2, 128), (64,)
     latents, keys, *inputs = far_apart(torch.float16, *shapes)
     far = [latents[..., :576], keys[..., :128], *inputs]
     for tensor in inputs:
@@ -312,15 +314,14 @@ def test_offsets_beyond_int32() -> None:
     near = [tensor.contiguous() for tensor in far]
     positions, slots = torch.arange(3).int(), torch.tensor([-1, 0, 2 * 16 + 1]).int()
     weight, bias, head_weights = torch.randn(512), torch.randn(128), torch.randn(3, 2)
-    queries = []
-    for latent, index, kv, k, q, table in (far, near):
+    for latent, index, kv, k, q, rotated, table in (far, near):
         latent_cache_write(kv, weight, EPS, positions, table, latent, slots)
         norm = (weight[:128], bias, EPS)
         index_cache_write(k, *norm, positions, table, index, slots, interleaved=True)
-        queries.append(index_query(q, head_weights, positions, table, interleaved=True)[0])
-    assert torch.equal(far[0], near[0])
-    assert torch.equal(far[1], near[1])
-    assert torch.equal(*queries)
+        outputs = (rotated, torch.empty(3, 2))
+        index_query_op(q, head_weights, positions, table, True, False, *outputs)
+    for result, expected in zip(far, near, strict=True):
+        assert torch.equal(result, expected)
 
 
 def test_strided_inputs() -> None:

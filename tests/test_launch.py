@@ -66,3 +66,53 @@ def test_sparse_mla_fills_a_chip_with_few_rows(arch: Arch) -> None:
 def test_sparse_mla_of_nothing_launches_nothing() -> None:
     assert plan(0, 16, 2048, ARCHS["sm90"]) == []
     assert plan(2, 0, 2048, ARCHS["sm90"]) == []
+
+
+@pytest.mark.parametrize("arch", ARCHS.values(), ids=list(ARCHS))
+def test_only_the_first_axis_grows_with_the_rows(arch: Arch) -> None:
+    """The others end at 65,535, which Triton's interpreter does not know."""
+    from dsa_kernels.cache_write import kernel as cache_write
+    from dsa_kernels.indexer_logits import gather_kernel as gather_keys
+    from dsa_kernels.indexer_logits import kernel as indexer
+    from dsa_kernels.sparse_mla import gather_kernel as gather_latents
+    from dsa_kernels.sparse_mla import masked_kernel
+    from dsa_kernels.topk_select import kernel as topk
+
+    def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    rows = 1_000_000
+    ids, slots = meta(rows, dtype=torch.int32), meta(rows, dtype=torch.int64)
+    indices, table = meta(rows, 2048, dtype=torch.int32), meta(rows, 2560, dtype=torch.int32)
+    logits, weights = (meta(rows, n, dtype=torch.float32) for n in (160_000, 64))
+    latents, keys = meta(9, 64, 576), meta(9, 64, 128)
+    q, k, index_q = meta(rows, 128, 192), meta(128, 8192, 192), meta(rows, 64, 128)
+    norm = (meta(128), meta(128), 1e-6)
+    rotation = (slots, meta(4096, 64))
+    pages = topk.Pages(table, ids, 64, meta(rows, 2048, dtype=torch.int64))
+    planned = {
+        "latents": cache_write.plan_latent(
+            meta(rows, 576), meta(512), 1e-6, *rotation, latents, slots, arch
+        ),
+        "keys": cache_write.plan_index(
+            meta(rows, 128), norm, *rotation, keys, slots, (True, True), arch
+        ),
+        "queries": cache_write.plan_query(index_q, *rotation, (True, True), index_q, arch),
+        "scores": indexer.plan(index_q, weights, meta(160_000, 128), ids, ids, None, logits, arch),
+        "paged scores": indexer.plan_paged(
+            index_q[:, None], weights[:, None], keys, table, ids[:, None], logits, arch
+        ),
+        "gathered keys": gather_keys.plan(keys, table[0], meta(rows, 128), None, arch),
+        "selection": topk.plan(logits, 2048, None, ids, indices, arch, pages),
+        "slots": topk.plan_slots(indices, table, ids, 64, pages.slots, arch),
+        "attention": plan(rows, 128, 2048, arch),
+        "masked attention": masked_kernel.plan(
+            q, k, k[..., :128], indices, 1.0, q[..., :128], arch
+        ),
+        "gathered latents": gather_latents.plan(latents, table[0], meta(rows, 576), arch),
+    }
+    for name, launches in planned.items():
+        assert launches, name
+        for launch in launches:
+            assert all(size < 2**16 for size in launch.grid[1:]), name
+            assert launch.grid[0] < 2**31, name

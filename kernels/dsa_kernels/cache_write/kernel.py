@@ -387,7 +387,7 @@ def _write_index_keys(
         tl.store(address, round_to(key, cache.dtype.element_ty), mask=stored[:, None])
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["positions", "num_rows"])
 def _rotate_rows(
     x,
     weights,

@@ -39,7 +39,7 @@ def indexer_logits(
         out: [M, N] fp32, written if given.
 
     Returns:
-        logits [M, N] fp32.
+        logits [M, N] fp32; rows may lie further apart than N.
 
     Raises:
         ValueError: a shape, dtype or device that is not as above.
@@ -79,7 +79,7 @@ def indexer_logits(
     from dsa_kernels.indexer_logits.kernel import indexer_logits_op
 
     if out is None:
-        out = torch.empty(rows, keys, dtype=torch.float32, device=q.device)
+        out = _new_logits(rows, keys, q.device)
     indexer_logits_op(q, weights, k, row_start, row_end, k_scale, out)
     return out
 
@@ -108,7 +108,8 @@ def indexer_logits_paged(
         out: [B * next_n, max_context_len] fp32, written if given.
 
     Returns:
-        logits [B * next_n, max_context_len] fp32; -inf from each row's context length on.
+        logits [B * next_n, max_context_len] fp32, as of `indexer_logits`; -inf from each row's
+        context length on.
 
     Raises:
         ValueError: a shape, dtype or device that is not as above.
@@ -144,8 +145,7 @@ def indexer_logits_paged(
     from dsa_kernels.indexer_logits.kernel import indexer_logits_paged_op
 
     if out is None:
-        rows = q.shape[0] * q.shape[1]
-        out = torch.empty(rows, max_context_len, dtype=torch.float32, device=q.device)
+        out = _new_logits(q.shape[0] * q.shape[1], max_context_len, q.device)
     indexer_logits_paged_op(q, weights, cache, block_table, context_lens, out)
     return out
 
@@ -192,6 +192,14 @@ def warm_up_indexer(device: torch.device, cache_dtype: torch.dtype) -> None:
     """Compile what the first long request would otherwise wait for: on a CPU, some seconds once."""
     if device.type == "cpu" and cache_dtype in (torch.bfloat16, torch.uint8):
         cpu.warm_up()
+
+
+def _new_logits(rows: int, keys: int, device: torch.device) -> Tensor:
+    """Rows that lie a multiple of 64 bytes apart, whatever their length.
+
+    Triton compiles kernels anew for other rows, and these it reads and writes four values at once.
+    """
+    return torch.empty(rows, -(-keys // 16) * 16, dtype=torch.float32, device=device)[:, :keys]
 
 
 def _check_out(out: Tensor | None, rows: int, columns: int) -> None:

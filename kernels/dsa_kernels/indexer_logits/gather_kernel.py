@@ -73,7 +73,7 @@ def compile_cases(arch: Arch) -> Iterator[tuple[str, Launch]]:
         yield f"gather {'fp8' if fp8 else str(dtype).removeprefix('torch.')}", launch
 
 
-@triton.jit(do_not_specialize=["num_keys", "num_blocks"])
+@triton.jit(do_not_specialize=["block_table", "num_keys", "num_blocks"])
 def _gather(
     cache,
     block_table,

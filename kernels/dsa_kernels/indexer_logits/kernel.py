@@ -228,7 +228,7 @@ def _queries(q: Tensor, weights: Tensor, arch: Arch) -> dict[str, Any]:
     }
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_keys", "tiles"])
+@triton.jit(do_not_specialize=["row_start", "row_end", "num_rows", "num_keys", "tiles"])
 def _score_rows(
     q,
     weights,
@@ -292,7 +292,11 @@ def _score_rows(
     _fill(out_row, is_row, offset, scored_last, last, num_keys, stride_on, BLOCK_KEYS)
 
 
-@triton.jit(do_not_specialize=["num_keys", "num_blocks", "tiles"])
+@triton.jit(
+    do_not_specialize=[
+        *("block_table", "context_lens", "num_keys", "num_blocks", "tiles", "stride_tb"),
+    ]
+)
 def _score_requests(
     q,
     weights,

@@ -72,7 +72,7 @@ def compile_cases(arch: Arch) -> Iterator[tuple[str, Launch]]:
             yield f"gather {name}{' from fp8' if fp8 else ''}", launch
 
 
-@triton.jit(do_not_specialize=["num_keys", "num_blocks"])
+@triton.jit(do_not_specialize=["block_table", "num_keys", "num_blocks"])
 def _gather_latents(
     cache,
     block_table,

@@ -162,7 +162,7 @@ def _plan_on_meta(rows: int, heads: int, dtype: torch.dtype, fp8: bool, arch: Ar
         )
 
 
-@triton.jit(do_not_specialize=["num_slots"])
+@triton.jit(do_not_specialize=["topk_length", "num_slots"])
 def _attend(
     q,
     cache,

@@ -206,7 +206,12 @@ def _config(kernel: str, columns: int, arch: Arch) -> LaunchConfig:
     return replace(config, blocks=blocks)
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_columns", "width", "max_blocks"])
+@triton.jit(
+    do_not_specialize=[
+        *("row_start", "row_end", "block_table", "request_ids"),
+        *("num_rows", "num_columns", "width", "max_blocks", "stride_tb"),
+    ]
+)
 def _select(
     logits,
     candidates,
@@ -324,7 +329,7 @@ def _kth_largest(key, num_valid, k):
     return tl.maximum(threshold, 1)
 
 
-@triton.jit(do_not_specialize=["num_rows", "max_blocks"])
+@triton.jit(do_not_specialize=["block_table", "request_ids", "num_rows", "max_blocks", "stride_tb"])
 def _find_slots(
     topk_indices,
     block_table,

@@ -1,0 +1,169 @@
+"""Serving compiles each kernel once: a batch of another shape must not make a request wait for it.
+
+Triton compiles again where an integer becomes 1, or it or an address becomes a multiple of 16 or
+ceases to be. Batches go through `attention.forward` on a CPU; what they would launch on a chip is
+noted instead of run.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import dsa_kernels
+from dsa_kernels.arch import ARCHS
+from dsa_kernels.launch import Launch
+from dsa_kernels.testing import make_cos_sin_cache
+from dsa_plugin import attention
+from dsa_plugin.metadata import DSAMetadata, split_prefill
+
+Variants = dict[str, dict[str, set[str]]]
+
+SCRIPT = Path(__file__).resolve().parent.parent / "ci" / "compile_kernels.py"
+HEADS, NOPE, V_HEAD_DIM, INDEX_HEADS, TOPK = 16, 128, 128, 64, 2048
+WORKSPACE_BYTES = 64 << 20
+MAX_TOKENS, MAX_BLOCKS = 1024, 160
+# Contexts of the decodes, then rows and contexts of the prefills. The last prefill is masked.
+BATCHES: list[tuple[list[int], list[tuple[int, int]]]] = [
+    ([2500], []),
+    ([2500, 9001], []),
+    ([8192, 70, 4100], [(3, 2064)]),
+    ([5000], [(1, 2049), (16, 4096), (40, 7003)]),
+    ([], [(64, 4099), (5, 5003)]),
+    ([3000] * 5, [(800, 2111)]),
+    ([], [(800, 2112)]),
+]
+
+
+@pytest.fixture
+def variants(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Variants]:
+    """What a chip's kernels would be compiled for: by kernel, blocks and dtypes; then parameter."""
+    spec = spec_from_file_location("compile_kernels", SCRIPT)
+    assert spec
+    assert spec.loader
+    script = sys.modules[spec.name] = module_from_spec(spec)
+    spec.loader.exec_module(script)
+    arch = ARCHS[request.param]
+    found: Variants = defaultdict(lambda: defaultdict(set))
+
+    def note(launch: Launch) -> None:
+        source, values = script.source(launch, arch), {**launch.arguments, **launch.config.blocks}
+        kind, assumed = [launch.kernel.__name__], {}
+        for parameter in launch.kernel.params:
+            name, index = parameter.name, (parameter.num,)
+            dtype, constant = source.signature[name], source.constants.get(index)
+            assumed[name] = f"{dtype} {constant} {source.attrs.get(index)}"
+            if parameter.is_constexpr or values[name] is None:
+                kind.append(f"{name}={constant}")
+            elif isinstance(values[name], Tensor):
+                kind.append(f"{name}: {dtype}")
+        for name, what in assumed.items():
+            found[" ".join(kind)][name].add(what)
+
+    for path in Path(dsa_kernels.__file__).parent.glob("*/*.py"):
+        module = import_module(f"dsa_kernels.{path.parent.name}.{path.stem}")
+        for name, answer in (("use_triton", True), ("arch_of", arch)):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, lambda _device, answer=answer: answer)
+    monkeypatch.setattr(Launch, "run", note)
+    yield found
+    assert found
+
+
+@pytest.mark.parametrize("variants", ["sm90", "gfx942"], indirect=True)
+@pytest.mark.parametrize("cache_dtype", [torch.uint8, torch.bfloat16])
+@pytest.mark.parametrize("wide_table", [True, False], ids=["vLLM's table", "SGLang's table"])
+@torch.inference_mode()
+def test_batches_of_any_shape(
+    variants: Variants, cache_dtype: torch.dtype, wide_table: bool
+) -> None:
+    layer, rows = Layer(cache_dtype), Rows()
+    for decodes, prefills in BATCHES:
+        layer.forward(rows.batch(decodes, prefills, wide_table))
+    kernels = {kind.partition(" ")[0] for kind in variants}
+    assert {"_score_requests", "_score_rows", "_attend", "_attend_masked", "_find_slots"} <= kernels
+    for kind, parameters in variants.items():
+        assert {name: what for name, what in parameters.items() if len(what) > 1} == {}, kind
+
+
+class Rows:
+    """A host's buffers, of which each batch takes the beginning."""
+
+    def __init__(self) -> None:
+        self.table = torch.zeros(8, MAX_BLOCKS, dtype=torch.int32)
+        self.request_ids = torch.zeros(MAX_TOKENS, dtype=torch.int32)
+        self.context_lens = torch.zeros(MAX_TOKENS, dtype=torch.int32)
+        self.slot_mapping = torch.zeros(MAX_TOKENS, dtype=torch.int64)
+
+    def batch(
+        self, decodes: list[int], prefills: list[tuple[int, int]], wide_table: bool
+    ) -> DSAMetadata:
+        starts, lens = [*range(len(decodes) + 1)], [*decodes]
+        for new, context in prefills:
+            starts.append(starts[-1] + new)
+            lens.append(context)
+        tokens, blocks = starts[-1], MAX_BLOCKS if wide_table else -(-max(lens) // 64)
+        return DSAMetadata(
+            num_tokens=tokens,
+            num_decodes=len(decodes),
+            decode_query_len=1,
+            max_decode_context_len=max(decodes, default=0),
+            prefill_chunks=split_prefill(starts, lens, len(decodes), WORKSPACE_BYTES),
+            request_ids=self.request_ids[:tokens],
+            context_lens=self.context_lens[:tokens],
+            block_table=self.table[: len(lens), :blocks].contiguous(),
+            slot_mapping=self.slot_mapping[:tokens],
+            block_size=64,
+            workspace_bytes=WORKSPACE_BYTES,
+        )
+
+
+class Layer:
+    """A layer of one rank of DeepSeek-V3.2's eight; what its tensors hold does not matter."""
+
+    def __init__(self, cache_dtype: torch.dtype) -> None:
+        fp8 = cache_dtype == torch.uint8
+        self.latents = torch.zeros(16, 64, 656 if fp8 else 576, dtype=cache_dtype)
+        self.keys = torch.zeros(16, 64, 132 if fp8 else 128, dtype=cache_dtype)
+        table = make_cos_sin_cache(16)
+        self.mla = attention.MLAWeights(
+            softmax_scale=0.1,
+            kv_norm=zeros(512),
+            kv_norm_eps=1e-6,
+            w_uk=zeros(HEADS, NOPE, 512),
+            w_uv=zeros(HEADS, 512, V_HEAD_DIM),
+            cos_sin_cache=table,
+        )
+        self.indexer = attention.Indexer(torch.nn.LayerNorm(128), False, table)
+
+    def forward(self, batch: DSAMetadata) -> None:
+        tokens = batch.num_tokens
+        inputs = attention.IndexerInputs(
+            zeros(tokens, INDEX_HEADS, 128), zeros(tokens, 128), zeros(tokens, INDEX_HEADS)
+        )
+        attention.forward(
+            self.mla,
+            zeros(tokens, HEADS, NOPE + 64),
+            zeros(tokens, 576),
+            self.indexer,
+            inputs,
+            torch.zeros(tokens, dtype=torch.int64),
+            self.latents,
+            self.keys,
+            batch,
+            torch.zeros(tokens, TOPK, dtype=torch.int32),
+            zeros(tokens, HEADS, V_HEAD_DIM),
+            reuse_selection=False,
+        )
+
+
+def zeros(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.bfloat16)
