@@ -43,7 +43,8 @@ def seconds(runs: Sequence[Run], device: torch.device) -> float:
         graph.replay()
         end.record()
     torch.cuda.synchronize(device)
-    return statistics.median(start.elapsed_time(end) / 1e3 / len(runs) for start, end in events)
+    rounds: list[float] = [start.elapsed_time(end) / 1e3 for start, end in events]
+    return statistics.median(rounds) / len(runs)
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
