@@ -190,7 +190,10 @@ def masked_is_faster(
     (benchmarks/serve_cpu.py has the machine), once expanding a key is counted as the 400 rows of
     attention that it costs: 512 x (128 + 128) against 192 + 128 products. Elsewhere nothing is
     measured yet, so products are counted, all as equally fast, and the masked form has to save
-    what launching its kernels costs.
+    what launching its kernels costs. That puts the crossing near 7K keys for V3.2, as DeepSeek's
+    cost curves do. With few heads gathering takes longer than its products, and the crossing lies
+    further: vLLM 0.32 has, of sm100 against FlashMLA, 4K keys for 128 heads and 16K to 32K for 16
+    (_MASKED_MHA_THRESHOLDS of vllm/model_executor/layers/attention/mla_attention.py).
 
     Args:
         device: where.
