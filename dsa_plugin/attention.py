@@ -70,7 +70,10 @@ class IndexerInputs:
 
 
 def warm_up(device: torch.device, index_cache_dtype: torch.dtype) -> None:
-    """Prepare what the first requests would otherwise wait for; hosts call it before serving."""
+    """Prepare what a CPU's first requests would otherwise wait for; hosts call it before serving.
+
+    What a GPU's would is in `kernel_warm_up`.
+    """
     warm_up_indexer(device, index_cache_dtype)
 
 
@@ -262,7 +265,7 @@ def attend(
     for chunk in masked:
         rows = slice(chunk.start, chunk.end)
         query = _rotated(mla, q[rows], positions[rows])
-        _attend_masked(mla, query, cache, metadata, chunk, topk_indices[rows], out[rows])
+        attend_masked(mla, query, cache, metadata, chunk, topk_indices[rows], out[rows])
     decodes = slice(0, metadata.num_decode_tokens)
     for rows in _other_rows(masked, metadata):
         if rows == decodes and decode_slots is not None:
@@ -283,7 +286,7 @@ def attend(
         torch.bmm(attended.transpose(0, 1), mla.w_uv, out=out[rows].transpose(0, 1))
 
 
-def _attend_masked(
+def attend_masked(
     mla: MLAWeights,
     query: Tensor,
     cache: Tensor,
@@ -292,7 +295,17 @@ def _attend_masked(
     topk_indices: Tensor,
     out: Tensor,
 ) -> None:
-    """A chunk in the expanded form, as many heads at a time as the workspace has room for."""
+    """A chunk in the expanded form, as many heads at a time as the workspace has room for.
+
+    Args:
+        mla: the layer.
+        query: [T, heads, qk_nope_head_dim + 64], its last 64 rotated; T rows of the chunk.
+        cache: latent cache.
+        metadata: the batch.
+        chunk: the rows.
+        topk_indices: [T, index_topk] int32.
+        out: [T, heads, v_head_dim], written.
+    """
     latent = gather_latents(cache, metadata.block_table[chunk.request], chunk.num_keys, query.dtype)
     head_bytes = chunk.num_keys * (query.shape[2] + out.shape[2]) * query.itemsize
     step = max(1, metadata.workspace_bytes // head_bytes)

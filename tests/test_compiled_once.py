@@ -1,4 +1,4 @@
-"""Serving compiles each kernel once: a batch of another shape must not make a request wait for it.
+"""Serving compiles each kernel once, at its start: no batch must make a request wait for one.
 
 Triton compiles again where an integer becomes 1, or it or an address becomes a multiple of 16 or
 ceases to be. Batches go through `attention.forward` on a CPU; what they would launch on a chip is
@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ import dsa_kernels
 from dsa_kernels.arch import ARCHS
 from dsa_kernels.launch import Launch
 from dsa_kernels.testing import make_cos_sin_cache
-from dsa_plugin import attention
+from dsa_plugin import attention, kernel_warm_up
 from dsa_plugin.metadata import DSAMetadata, split_prefill
 
 Variants = dict[str, dict[str, set[str]]]
@@ -86,12 +88,43 @@ def test_batches_of_any_shape(
     variants: Variants, cache_dtype: torch.dtype, wide_table: bool
 ) -> None:
     layer, rows = Layer(cache_dtype), Rows()
+    layer.warm_up(rows.batch([2500], [], wide_table))
+    warm = set(variants)
     for decodes, prefills in BATCHES:
         layer.forward(rows.batch(decodes, prefills, wide_table))
     kernels = {kind.partition(" ")[0] for kind in variants}
     assert {"_score_requests", "_score_rows", "_attend", "_attend_masked", "_find_slots"} <= kernels
+    assert set(variants) - warm == set(), "a request would wait for these"
     for kind, parameters in variants.items():
         assert {name: what for name, what in parameters.items() if len(what) > 1} == {}, kind
+
+
+def test_the_warm_up_runs_once_and_not_in_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each kind of model: a draft's rows are another."""
+    runs, capturing = [], False
+    monkeypatch.setattr(kernel_warm_up, "_done", set())
+    monkeypatch.setattr(kernel_warm_up, "use_triton", lambda _device: True)
+    monkeypatch.setattr(kernel_warm_up, "warm_up", lambda *arguments: runs.append(arguments))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    gpu = Mock(is_cuda=True, shape=(1, HEADS, NOPE + 64))
+    cpu, cache, batch, draft = (
+        zeros(1),
+        zeros(1),
+        Mock(decode_query_len=1),
+        Mock(decode_query_len=2),
+    )
+
+    def pass_by(q: Any, metadata: Any) -> int:
+        kernel_warm_up.warm_up_once(Mock(), q, Mock(), Mock(), cache, cache, metadata, TOPK)
+        return len(runs)
+
+    capturing = True
+    assert pass_by(gpu, batch) == 0
+    capturing = False
+    assert pass_by(cpu, batch) == 0
+    assert pass_by(gpu, batch) == 1
+    assert pass_by(gpu, batch) == 1
+    assert pass_by(gpu, draft) == 2
 
 
 class Rows:
@@ -144,17 +177,25 @@ class Layer:
         )
         self.indexer = attention.Indexer(torch.nn.LayerNorm(128), False, table)
 
-    def forward(self, batch: DSAMetadata) -> None:
-        tokens = batch.num_tokens
-        inputs = attention.IndexerInputs(
+    def warm_up(self, batch: DSAMetadata) -> None:
+        q, inputs = zeros(1, HEADS, NOPE + 64), self.inputs(1)
+        kernel_warm_up.warm_up(
+            self.mla, q, self.indexer, inputs, self.latents, self.keys, batch, TOPK
+        )
+
+    def inputs(self, tokens: int) -> attention.IndexerInputs:
+        return attention.IndexerInputs(
             zeros(tokens, INDEX_HEADS, 128), zeros(tokens, 128), zeros(tokens, INDEX_HEADS)
         )
+
+    def forward(self, batch: DSAMetadata) -> None:
+        tokens = batch.num_tokens
         attention.forward(
             self.mla,
             zeros(tokens, HEADS, NOPE + 64),
             zeros(tokens, 576),
             self.indexer,
-            inputs,
+            self.inputs(tokens),
             torch.zeros(tokens, dtype=torch.int64),
             self.latents,
             self.keys,

@@ -19,6 +19,7 @@ from dsa_plugin import attention
 from dsa_plugin.config import DSAConfig
 from dsa_plugin.hosts.sglang.backend import DSABackend
 from dsa_plugin.hosts.sglang.compat import attn_tp_context
+from dsa_plugin.kernel_warm_up import warm_up_once
 
 
 class DSAIndexer(nn.Module):
@@ -154,16 +155,23 @@ class DSAAttention(DeepseekV2AttentionMLA):
                 "handed none on"
             )
         out = q.new_empty(q.shape[0], self.num_local_heads, self.v_head_dim)
+        batch = backend.batch(forward_batch, positions, self.layer_id)
+        latent_cache, index_cache = backend.latent_cache(self.layer_id), None
+        indexer = self.indexer_constants
+        if indexer is not None and inputs is not None:
+            index_cache = backend.index_cache(self.layer_id)
+            topk = topk_indices.shape[1]
+            warm_up_once(self.mla, q, indexer, inputs, latent_cache, index_cache, batch, topk)
         attention.forward(
             self.mla,
             q,
             kv,
-            self.indexer_constants,
+            indexer,
             inputs,
             positions,
-            backend.latent_cache(self.layer_id),
-            None if inputs is None else backend.index_cache(self.layer_id),
-            backend.batch(forward_batch, positions, self.layer_id),
+            latent_cache,
+            index_cache,
+            batch,
             topk_indices,
             out,
             reuse_selection=reuse,

@@ -13,6 +13,7 @@ from vllm.utils.torch_utils import direct_register_custom_op
 
 from dsa_plugin import attention
 from dsa_plugin.env import Env
+from dsa_plugin.kernel_warm_up import warm_up_once
 
 if TYPE_CHECKING:
     from dsa_plugin.hosts.vllm.model import DSAAttention
@@ -38,23 +39,28 @@ def _dsa_attention(
         attention.reserve(q, layer.topk_indices_buffer.shape[1], workspace_bytes)
         out.zero_()
         return
-    batch = cast("dict[str, DSAMetadata]", context.attn_metadata)
+    metadata = cast("dict[str, DSAMetadata]", context.attn_metadata)[layer_name]
     # Before 0.30 the host calls this after loading for its own attention classes only.
     mla = layer.mla or layer.process_weights_after_loading(q.dtype)
-    inputs = None
-    if index_q is not None and index_k is not None and index_weights is not None:
+    indexer = inputs = index_cache = None
+    if layer.indexer is not None:
+        assert index_q is not None
+        assert index_k is not None
+        assert index_weights is not None
         inputs = attention.IndexerInputs(index_q, index_k, index_weights)
-    indexer = layer.indexer
+        indexer, index_cache = layer.indexer.constants, layer.indexer.k_cache.kv_cache
+        topk = layer.topk_indices_buffer.shape[1]
+        warm_up_once(mla, q, indexer, inputs, layer.kv_cache, index_cache, metadata, topk)
     attention.forward(
         mla,
         q,
         kv,
-        None if indexer is None else indexer.constants,
+        indexer,
         inputs,
         positions,
         layer.kv_cache,
-        None if indexer is None else indexer.k_cache.kv_cache,
-        batch[layer_name],
+        index_cache,
+        metadata,
         layer.topk_indices_buffer,
         out,
         reuse_selection=layer.skip_topk,
