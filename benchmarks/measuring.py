@@ -31,7 +31,8 @@ def seconds(runs: Sequence[Run], device: torch.device) -> float:
             run()
         return (time.perf_counter() - began) / len(runs)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Outermost is a stream to go back to: a capture that fails leaves its own behind.
+    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
         for run in runs:
             run()
     other = torch.zeros(L2_BYTES // 4, device=device)
