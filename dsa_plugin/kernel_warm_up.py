@@ -1,5 +1,6 @@
-"""Launch each kernel once on a GPU before a request has to wait until Triton has compiled it.
+"""Launch each kernel once on a GPU, so that no later request waits until Triton has compiled it.
 
+The first pass that has caches does it: one before the capture of CUDA graphs, or the first request.
 Which kernels a model's batches need follows from their shapes: the parts that a selection is split
 into, the rows that a program scores, the rounds that a long row is selected from in. Batches of
 such shapes go through `attention.forward` over the model's own caches, of which they write nothing.
