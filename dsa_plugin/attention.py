@@ -260,6 +260,7 @@ def attend(
             heads=heads,
             width=nope + ROPE_DIM,
             v_width=mla.w_uv.shape[2],
+            latent_bytes=cache.shape[2] * cache.itemsize,
         )
     ]
     for chunk in masked:

@@ -239,14 +239,18 @@ def test_gather_latents_beyond_int32_and_from_hostile_pages() -> None:
 
 
 def test_masked_where_it_is_faster(kernels_run: list[str]) -> None:  # noqa: F811
-    """By products, once they outweigh the launches."""
+    """By what both forms cost, once it outweighs the launches."""
     kernels_run.append("none: arithmetic")
-    v32 = partial(masked_is_faster, DEVICE, topk=2048, width=192, v_width=128)
+    v32 = partial(masked_is_faster, DEVICE, topk=2048, width=192, v_width=128, latent_bytes=1152)
     assert v32(rows=4096, keys=4096, heads=128)
-    assert v32(rows=4096, keys=6000, heads=16)
+    assert v32(rows=4096, keys=6000, heads=128)
     assert not v32(rows=4096, keys=7000, heads=128), "6963 keys cost what 2048 latents do"
+    assert v32(rows=4096, keys=13_000, heads=16), "gathering takes longer than its products"
+    assert not v32(rows=4096, keys=15_000, heads=16)
+    assert v32(rows=4096, keys=7500, heads=16, latent_bytes=656)
+    assert not v32(rows=4096, keys=9000, heads=16, latent_bytes=656), "fewer bytes are gathered"
     assert not v32(rows=100, keys=2048, heads=128), "expanding costs too much"
     assert not v32(rows=300, keys=300, heads=16), "launching costs too much"
-    glm = partial(masked_is_faster, DEVICE, topk=2048, width=256, v_width=256)
+    glm = partial(masked_is_faster, DEVICE, topk=2048, width=256, v_width=256, latent_bytes=1152)
     assert glm(rows=4096, keys=4096, heads=64)
     assert not glm(rows=4096, keys=4500, heads=64), "its heads are wider: 4352 keys"

@@ -84,6 +84,10 @@ def test_a_short_prefill_is_masked() -> None:
         masked = pairs * (192 + 128) + context * 512 * (128 + 128)
         assert (masked < gathered) == (op == "masked_mha")
         assert op in microseconds(Batch("prefill", 1, 4 * K, context))
+    # Gathering, which few heads wait for, makes the other form pay for longer.
+    longer = Batch("prefill", 1, 4 * K, 14 * K)
+    assert "masked_mha" in microseconds(longer, tp=8, dp=1, kv_dtype="bf16")
+    assert "sparse_mla" in microseconds(longer, tp=8, dp=1, kv_dtype="fp8")
 
 
 def test_nothing_is_scored_where_everything_is_selected() -> None:

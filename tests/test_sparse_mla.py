@@ -300,7 +300,13 @@ def test_masked_is_sparse_expanded() -> None:
 
 def test_masked_where_it_is_faster() -> None:
     on_cpu = partial(
-        masked_is_faster, torch.device("cpu"), topk=2048, heads=16, width=192, v_width=128
+        masked_is_faster,
+        torch.device("cpu"),
+        topk=2048,
+        heads=16,
+        width=192,
+        v_width=128,
+        latent_bytes=1152,
     )
     assert on_cpu(rows=2048, keys=6000)
     assert not on_cpu(rows=2048, keys=16384)

@@ -11,7 +11,9 @@ from dsa_kernels.layout import FLOAT_DTYPES, KV_LORA_RANK, LATENT_DIM, ROPE_DIM,
 from dsa_kernels.sparse_mla import cpu, reference
 
 _INT_DTYPES = (torch.int32, torch.int64)
-_LAUNCHES = 10**10  # multiply-adds of a large GPU in the 50 us that some ten launches take
+# In multiply-adds of bf16: a large GPU's in the 50 us that some ten launches take, and the least of
+# any in the time in which a byte comes from its second-level cache (H100: 90, A100: 40).
+_LAUNCHES, _GATHERED_BYTE = 10**10, 32
 
 
 def sparse_mla(
@@ -182,28 +184,39 @@ def gather_latents(
 
 
 def masked_is_faster(
-    device: torch.device, rows: int, keys: int, topk: int, *, heads: int, width: int, v_width: int
+    device: torch.device,
+    rows: int,
+    keys: int,
+    topk: int,
+    *,
+    heads: int,
+    width: int,
+    v_width: int,
+    latent_bytes: int,
 ) -> bool:
     """Whether expanding N keys and `masked_mha` beat absorbing T queries and `sparse_mla`.
 
     On a CPU they cross at about 4 x topk keys with 2048 rows and 16 heads, by measurement
     (benchmarks/serve_cpu.py has the machine), once expanding a key is counted as the 400 rows of
     attention that it costs: 512 x (128 + 128) against 192 + 128 products. Elsewhere nothing is
-    measured yet, so products are counted, all as equally fast, and the masked form has to save
-    what launching its kernels costs. That puts the crossing near 7K keys for V3.2, as DeepSeek's
-    cost curves do. With few heads gathering takes longer than its products, and the crossing lies
-    further: vLLM 0.32 has, of sm100 against FlashMLA, 4K keys for 128 heads and 16K to 32K for 16
-    (_MASKED_MHA_THRESHOLDS of vllm/model_executor/layers/attention/mla_attention.py).
+    measured yet, so multiply-adds are counted, all as equally fast; gathering, which few heads
+    wait for, as the least that a chip does meanwhile; and the masked form has to save what
+    launching its kernels costs. For V3.2 that puts the crossing near 7K keys with 128 heads, as
+    DeepSeek's cost curves do, and near 14K with 16 and bf16 latents. vLLM 0.32 has, measured on
+    sm100 against FlashMLA, 4K, and 16K to 32K (_MASKED_MHA_THRESHOLDS of
+    vllm/model_executor/layers/attention/mla_attention.py).
 
     Args:
         device: where.
         rows, keys, topk: T queries, N keys that the last of them sees, and how many each selects.
         heads: of this rank.
         width, v_width: values of a head's query and of its result, as in `masked_mha`.
+        latent_bytes: of a token in the cache.
     """
     if device.type == "cpu" and not use_triton(device):
         return keys * (rows + 400) <= 4 * topk * rows
     project = KV_LORA_RANK * (width - ROPE_DIM + v_width)
-    masked = keys * (project + rows * (width + v_width))
-    sparse = rows * (project + min(topk, keys) * (LATENT_DIM + KV_LORA_RANK))
-    return heads * (sparse - masked) >= _LAUNCHES
+    masked = heads * keys * (project + rows * (width + v_width))
+    latent = max(heads * (LATENT_DIM + KV_LORA_RANK), _GATHERED_BYTE * latent_bytes)
+    sparse = rows * (heads * project + min(topk, keys) * latent)
+    return sparse - masked >= _LAUNCHES
