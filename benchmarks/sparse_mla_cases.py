@@ -115,18 +115,20 @@ def _masked_case(scale: Scale, rows: int, context: int, heads: int, topk: int) -
     chosen.masked_fill_(torch.arange(chosen.shape[1], device=scale.device) >= seen[:, None], -1)
     mask = selection(chosen, context)
     nbytes = 2 * heads * (context + rows) * (WIDTH + V_WIDTH)
-    inputs = []
+    ours: list[Run] = []
+    inputs: list[tuple[Tensor, Tensor, Tensor]] = []
     for _ in range(scale.copies(nbytes)):
         q = torch.randn(rows, heads, WIDTH, device=scale.device).bfloat16()
         k = torch.randn(heads, context, WIDTH, device=scale.device).bfloat16()
-        inputs.append((q, k, torch.randn_like(k[..., :V_WIDTH])))
-    ours = [partial(masked_mha, q, k, v, chosen, SOFTMAX_SCALE) for q, k, v in inputs]
+        v = torch.randn_like(k[..., :V_WIDTH])
+        ours.append(partial(masked_mha, q, k, v, chosen, SOFTMAX_SCALE))
+        inputs.append((q, k, v))
     return Case(
         op="masked_mha",
         name=f"prefill {context >> 10}K, {rows} rows, {heads} heads",
         flops=2 * heads * int(seen.sum()) * (WIDTH + V_WIDTH),
         bytes=nbytes,
-        runs=list(ours),
+        runs=ours,
         peers={"torch.sdpa": runs(torch, partial(_sdpa, mask=mask), inputs)},
         tolerance=TOLERANCE,
     )
