@@ -11,8 +11,8 @@ from dsa_kernels.layout import FLOAT_DTYPES, KV_LORA_RANK, LATENT_DIM, ROPE_DIM,
 from dsa_kernels.sparse_mla import cpu, reference
 
 _INT_DTYPES = (torch.int32, torch.int64)
-# In multiply-adds of bf16: a large GPU's in the 50 us that some ten launches take, and the least of
-# any in the time in which a byte comes from its second-level cache (H100: 90, A100: 40).
+# Estimates in multiply-adds of bf16, neither measured: a large GPU's in the 50 us that some ten
+# launches take; and a cautious one of those in the time of a byte from the second-level cache.
 _LAUNCHES, _GATHERED_BYTE = 10**10, 32
 
 
@@ -200,7 +200,7 @@ def masked_is_faster(
     (benchmarks/serve_cpu.py has the machine), once expanding a key is counted as the 400 rows of
     attention that it costs: 512 x (128 + 128) against 192 + 128 products. Elsewhere nothing is
     measured yet, so multiply-adds are counted, all as equally fast; gathering, which few heads
-    wait for, as the least that a chip does meanwhile; and the masked form has to save what
+    wait for, as some that could be done meanwhile; and the masked form has to save what
     launching its kernels costs. For V3.2 that puts the crossing near 7K keys with 128 heads, as
     DeepSeek's cost curves do, and near 14K with 16 and bf16 latents. vLLM 0.32 has, measured on
     sm100 against FlashMLA, 4K, and 16K to 32K (_MASKED_MHA_THRESHOLDS of
