@@ -36,7 +36,7 @@ from v32_layer import Layer, make_layer
 
 from dsa_kernels.layout import KV_LORA_RANK, LATENT_DIM, ROPE_DIM
 from dsa_kernels.testing import error
-from dsa_plugin import attention
+from dsa_plugin.attention import layer as attention
 
 CHUNK = 4096
 MASKED = 8  # the masked form is timed up to so many times index_topk

@@ -11,7 +11,7 @@ together. Writes serve_gpu.json and serve_gpu.png beside this file, or into --ou
 server.
 
 Dummy weights make a token's rivals close, and bf16 sums differ with their order, so the tokens of
-two GPU kernels part sooner or later: tests/test_exactness.py is what proves them, in fp32.
+two GPU kernels part sooner or later: tests/serving/test_exactness.py is what proves them, in fp32.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from serve_cpu import measure
 
 from dsa_testbed import tokenizer
 from dsa_testbed.prompts import text_tokens
-from dsa_testbed.recipes import Config, recipe
 from dsa_testbed.server import VllmServer
+from dsa_testbed.small_models import Config, small_model
 
 # deepseek-ai/DeepSeek-V3.2's, but for the vocabulary, and no experts: neither is compared here.
 DIMENSIONS = {
@@ -151,12 +151,12 @@ def main() -> int:
     options = parser.parse_args()
     if options.dry_run:
         device = torch.device("cpu")
-        load = Load(recipe("v32").config, [96, 192], 8, 2, ["--dtype", "float32"])
+        load = Load(small_model("v32").config, [96, 192], 8, 2, ["--dtype", "float32"])
         variants = {"plugin": PLUGIN}
     elif torch.cuda.is_available():
         device = torch.device("cuda")
         shape = {"num_hidden_layers": options.layers, "first_k_dense_replace": options.layers}
-        config = recipe("bench_dsa", **DIMENSIONS, **shape).config
+        config = small_model("bench_dsa", **DIMENSIONS, **shape).config
         load = Load(config, options.contexts, options.output_tokens, options.batch, [])
         variants = {"native": {"DSA_PLUGIN": "off"}, "plugin": PLUGIN}
     else:

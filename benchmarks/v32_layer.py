@@ -12,8 +12,8 @@ from dsa_kernels.cache_write import apply_rope
 from dsa_kernels.layout import INDEX_HEAD_DIM, KV_LORA_RANK, LATENT_DIM, ROPE_DIM
 from dsa_kernels.sparse_mla import gather_latents
 from dsa_kernels.testing import make_cos_sin_cache
-from dsa_plugin import attention
-from dsa_plugin.metadata import DSAMetadata, split_prefill
+from dsa_plugin.attention import layer as attention
+from dsa_plugin.attention.metadata import DSAMetadata, split_prefill
 
 NOPE = V_HEAD_DIM = 128
 INDEX_HEADS = 64

@@ -60,7 +60,7 @@ def main() -> None:
         env.install(["--no-deps", "--no-build-isolation", "--editable", str(folder)], again)
     env.step("check that the plugin takes")
     # Outside this folder, whose packages would be found without having been installed.
-    check = [str(env.python), "-P", "-m", "dsa_plugin.hosts.sglang.check"]
+    check = [str(env.python), "-P", "-m", "dsa_plugin.hosts.sglang.probe.check"]
     env.run(check, f"remove {env.venv} and run it again")
     env.finish()
 

@@ -16,12 +16,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar, get_args
 
-from dsa_plugin.ask_host import Target
-from dsa_plugin.doctor.host_kernel import Op
 from dsa_plugin.doctor.model_folder import model_folder
 from dsa_plugin.doctor.serving import CACHE_DTYPES, Serving, ask_serving
 from dsa_plugin.planning.gpus import find_gpu
 from dsa_plugin.planning.model import find_registered
+from dsa_plugin.probe.ask import Target
+from dsa_plugin.probe.host_kernel import Op
 from dsa_plugin.recipes.schema import HostName
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -21,8 +21,8 @@ from dsa_kernels.indexer_logits import (
 from dsa_kernels.layout import KV_LORA_RANK, LATENT_DIM, ROPE_DIM
 from dsa_kernels.sparse_mla import gather_latents, masked_is_faster, masked_mha, sparse_mla
 from dsa_kernels.topk_select import topk_select, topk_select_slots, topk_slots
-from dsa_plugin.metadata import DSAMetadata, PrefillChunk
-from dsa_plugin.op_counts import count
+from dsa_plugin.attention.metadata import DSAMetadata, PrefillChunk
+from dsa_plugin.attention.op_counts import count
 
 
 @dataclass

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from dsa_kernels.dispatch import use_triton
 from dsa_kernels.layout import LATENT_DIM
-from dsa_plugin import attention
-from dsa_plugin.metadata import DSAMetadata, PrefillChunk
+from dsa_plugin.attention import layer as attention
+from dsa_plugin.attention.metadata import DSAMetadata, PrefillChunk
 
 _logger = logging.getLogger(__name__)
 _done: set[Hashable] = set()

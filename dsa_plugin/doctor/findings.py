@@ -131,8 +131,9 @@ def _torch(host: HostName) -> Finding:
 
 def _activation(host: HostName) -> list[Finding]:
     """The host's plugin machinery, loaded as the host loads it."""
+    module = f"dsa_plugin.hosts.{host}.probe.check"
     done = subprocess.run(
-        [sys.executable, "-P", "-m", f"dsa_plugin.hosts.{host}.check"],
+        [sys.executable, "-P", "-m", module],
         capture_output=True,
         text=True,
         check=False,
@@ -140,13 +141,13 @@ def _activation(host: HostName) -> list[Finding]:
     lines = [match for line in done.stdout.splitlines() if (match := _CHECK_LINE.match(line))]
     if not lines:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        remedy = f"`python -m dsa_plugin.hosts.{host}.check` shows all of it; reinstall {host}"
+        remedy = f"`python -m {module}` shows all of it; reinstall {host}"
         return [Finding("plugin", False, last, remedy)]
     return [_check(match[2], match[3]) for match in lines]
 
 
 def _check(name: str, text: str | None) -> Finding:
-    """A line that `dsa_plugin.host_checks` printed."""
+    """A line that `dsa_plugin.probe.checks` printed."""
     if text is None:
         return Finding(f"plugin's {name}", True, "as it should be")
     what, _, remedy = text.rpartition(": ")

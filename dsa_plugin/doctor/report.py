@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from dsa_plugin.ask_host import Target
 from dsa_plugin.doctor.findings import (
     Finding,
     examine_config,
@@ -24,6 +23,7 @@ from dsa_plugin.doctor.model_folder import model_folder
 from dsa_plugin.doctor.serving import Serving, ask_serving
 from dsa_plugin.planning.gpus import GPUS, Gpu
 from dsa_plugin.planning.model import ModelShape
+from dsa_plugin.probe.ask import Target
 from dsa_plugin.recipes.launch import installed_version
 from dsa_plugin.recipes.schema import HostName
 

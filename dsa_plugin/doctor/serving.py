@@ -8,8 +8,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from dsa_plugin.ask_host import Answer, Question, Target, ask
-from dsa_plugin.doctor.host_kernel import HostKernel, Op
+from dsa_plugin.probe.ask import Answer, Question, Target, ask
+from dsa_plugin.probe.host_kernel import HostKernel, Op
 from dsa_plugin.recipes.schema import HostName
 
 # The host's names of latents in bf16 and in fp8.

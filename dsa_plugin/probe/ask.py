@@ -98,7 +98,7 @@ def ask(python: str, host: str, questions: Iterable[Question]) -> list[Answer]:
     """
     sent = [asdict(question) for question in questions]
     done = subprocess.run(
-        [python, "-P", "-m", f"dsa_plugin.hosts.{host}.resolve"],
+        [python, "-P", "-m", f"dsa_plugin.hosts.{host}.probe.resolve"],
         input=json.dumps(sent),
         env={**os.environ, "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"},
         capture_output=True,

@@ -1,4 +1,4 @@
-"""What the hosts' checks share: `hosts/<host>/check.py` asks for each thing that was registered.
+"""What the hosts' checks share: each `probe/check.py` asks for every thing that was registered.
 
 A line is `ok   NAME`, or `FAIL NAME: WHAT: REMEDY`; `dsa doctor` reads them.
 """

@@ -9,8 +9,8 @@ import torch
 
 from dsa_kernels.arch import arch_of
 from dsa_kernels.dispatch import use_triton
-from dsa_plugin.doctor.host_kernel import Op
 from dsa_plugin.env import Env
+from dsa_plugin.probe.host_kernel import Op
 
 
 def our_kernels(*, fp8_latents: bool) -> dict[Op, str]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from dsa_kernels.arch import ARCHS
-from dsa_plugin.ask_host import Target
+from dsa_plugin.probe.ask import Target
 
 
 def replace_torch(target: Target) -> None:

@@ -1,4 +1,4 @@
-"""Recipes: deployments that are known, one a file, <model>/<host>-<hardware>.yaml beside this one.
+"""Recipes: deployments that are known, one a file, recipes/<model>/<host>-<hardware>.yaml.
 
 schema.py      what a recipe says
 command.py     the host's command line, config file and environment from it
@@ -9,13 +9,33 @@ needs.py       its sizes, by `dsa_plugin.planning`
 from __future__ import annotations
 
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
 
 from dsa_plugin.recipes.schema import Recipe, parse_recipe
 
-FOLDER = Path(__file__).parent
+
+def _folder() -> Path:
+    """`recipes/` beside the package where it is run from its source, else as pip installed it.
+
+    Raises:
+        FileNotFoundError: it is in neither place.
+    """
+    source = Path(__file__).resolve().parents[2] / "recipes"
+    if (source / "recipe.schema.json").is_file():
+        return source
+    spec = find_spec("dsa_recipes")
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(
+            f"the recipes that come with dsa-plugin are neither at {source} nor installed as "
+            "dsa_recipes; pip install dsa-plugin again"
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
+FOLDER = _folder()
 
 
 def recipe_names() -> list[str]:

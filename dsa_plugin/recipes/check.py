@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dsa_plugin.ask_host import Question, ask
+from dsa_plugin.probe.ask import Question, ask
 from dsa_plugin.recipes import load_recipe
 from dsa_plugin.recipes.command import LAUNCHERS, Node, command
 from dsa_plugin.recipes.launch import installed_version, takes_version

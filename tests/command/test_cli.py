@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dsa_plugin import __version__
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def dsa(*args: str) -> subprocess.CompletedProcess[str]:

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import pytest
 
 from dsa_plugin import cli
-from dsa_plugin.ask_host import Answer, Question
 from dsa_plugin.doctor import report, serving
 from dsa_plugin.doctor.findings import Finding
-from dsa_plugin.doctor.host_kernel import HostKernel, ask_host_code
-from dsa_plugin.doctor.our_kernels import our_kernels
 from dsa_plugin.doctor.serving import Serving
+from dsa_plugin.probe.ask import Answer, Question
+from dsa_plugin.probe.host_kernel import HostKernel, ask_host_code
+from dsa_plugin.probe.our_kernels import our_kernels
 from dsa_plugin.recipes import launch
 
 
@@ -196,9 +196,9 @@ def test_this_machine(dsa: Dsa, host: Host, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_folder_keeps_its_own_config(dsa: Dsa, host: Host, tmp_path: Path) -> None:
-    from dsa_testbed.recipes import recipe
+    from dsa_testbed.small_models import small_model
 
-    config = recipe("glm52").config
+    config = small_model("glm52").config
     del config["indexer_rope_interleave"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     code, out, _ = dsa("--gpu", "h200", "--model", str(tmp_path))

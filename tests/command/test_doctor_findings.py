@@ -19,9 +19,9 @@ from dsa_plugin.doctor.findings import (
     examine_environment,
     examine_fit,
 )
-from dsa_plugin.host_checks import run_checks
 from dsa_plugin.planning.gpus import find_gpu
 from dsa_plugin.planning.model import ModelShape, find_registered
+from dsa_plugin.probe.checks import run_checks
 from dsa_plugin.recipes.schema import HostName
 
 
@@ -101,7 +101,7 @@ def test_another_torch_matters_to_compiled_kernels_alone(installed: dict[str, st
             "Traceback\nImportError: no vllm.envs\n",
             "plugin",
             "ImportError: no vllm.envs",
-            "`python -m dsa_plugin.hosts.vllm.check` shows all of it; reinstall vllm",
+            "`python -m dsa_plugin.hosts.vllm.probe.check` shows all of it; reinstall vllm",
         ),
     ],
     ids=["left out", "the host does not start"],

@@ -17,7 +17,7 @@ from dsa_testbed.sglang_server import sglang_python
 
 pytestmark = pytest.mark.serving
 
-SCRIPT = Path(__file__).resolve().parent.parent / "ci" / "support_matrix.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "ci" / "support_matrix.py"
 DSA_VARIABLES = ("DSA_PLUGIN", "VLLM_PLUGINS", "SGLANG_PLUGINS")
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dsa_kernels import layout
-from dsa_plugin.checkpoint import read_header
+from dsa_plugin.hosts.checkpoint import read_header
 from dsa_plugin.planning.deployment import PAGE, tokens_that_fit
 from dsa_plugin.planning.gpus import GPUS, find_gpu
 from dsa_plugin.planning.model import ModelShape, WeightsDtype, find_registered

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from dsa_plugin.ask_host import Answer, Question, Target, ask
 from dsa_plugin.planning.gpus import GPUS
+from dsa_plugin.probe.ask import Answer, Question, Target, ask
 from dsa_plugin.recipes import load_recipe, recipe_names
 from dsa_plugin.recipes.check import host_arguments
 from dsa_plugin.recipes.schema import HostName, Recipe

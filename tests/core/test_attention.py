@@ -15,8 +15,8 @@ from dsa_kernels.arch import arch_of
 from dsa_kernels.launch import Launch
 from dsa_kernels.sparse_mla import masked_mha
 from dsa_kernels.testing import make_cos_sin_cache
-from dsa_plugin import attention
-from dsa_plugin.metadata import DSAMetadata, PrefillChunk
+from dsa_plugin.attention import layer as attention
+from dsa_plugin.attention.metadata import DSAMetadata, PrefillChunk
 from dsa_testbed.kernel_runs import DEVICE, stand_for
 from dsa_testbed.latents import SCALE, filled_cache
 

@@ -24,12 +24,13 @@ import dsa_kernels
 from dsa_kernels.arch import ARCHS
 from dsa_kernels.launch import Launch
 from dsa_kernels.testing import make_cos_sin_cache
-from dsa_plugin import attention, kernel_warm_up
-from dsa_plugin.metadata import DSAMetadata, split_prefill
+from dsa_plugin.attention import layer as attention
+from dsa_plugin.attention import warm_up as kernel_warm_up
+from dsa_plugin.attention.metadata import DSAMetadata, split_prefill
 
 Variants = dict[str, dict[str, set[str]]]
 
-SCRIPT = Path(__file__).resolve().parent.parent / "ci" / "compile_kernels.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "ci" / "compile_kernels.py"
 HEADS, NOPE, V_HEAD_DIM, INDEX_HEADS, TOPK = 16, 128, 128, 64, 2048
 WORKSPACE_BYTES = 64 << 20
 MAX_TOKENS, MAX_BLOCKS = 1024, 160

@@ -6,7 +6,7 @@ import pytest
 
 from dsa_plugin.env import VARIABLES, Env
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+README = Path(__file__).resolve().parents[2] / "README.md"
 
 
 def test_defaults() -> None:

@@ -10,23 +10,23 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from dsa_testbed import recipes, tokenizer, weights
+from dsa_testbed import small_models, tokenizer, weights
 from dsa_testbed.cache import cache_root, digest, staged_directory
-from dsa_testbed.recipes import Recipe, recipe
+from dsa_testbed.small_models import SmallModel, small_model
 
 
 def make_checkpoint(name: str, root: Path | None = None, **overrides: Any) -> Path:
     """The directory of checkpoint ``name``, made if the cache has it not.
 
-    ``name`` and ``overrides`` are those of recipes.recipe(). The directory is
+    ``name`` and ``overrides`` are those of small_models.small_model(). The directory is
     ``<root>/<name>-<hash of everything that goes into it>``; root is by default
     ``<cache root>/checkpoints``.
     """
-    return build(recipe(name, **overrides), root)
+    return build(small_model(name, **overrides), root)
 
 
-def build(spec: Recipe, root: Path | None = None) -> Path:
-    """The directory of a recipe's checkpoint, made if the cache has it not."""
+def build(spec: SmallModel, root: Path | None = None) -> Path:
+    """The directory of a model's checkpoint, made if the cache has it not."""
     key = digest(
         spec.config,
         spec.dtype,
@@ -42,8 +42,8 @@ def build(spec: Recipe, root: Path | None = None) -> Path:
     return target
 
 
-def write(spec: Recipe, directory: Path) -> None:
-    """Writes a recipe's checkpoint into an existing directory."""
+def write(spec: SmallModel, directory: Path) -> None:
+    """Writes a model's checkpoint into an existing directory."""
     config = spec.config
     save_file(
         {name: value.contiguous() for name, value in weights.tensors(spec)},
@@ -61,9 +61,9 @@ def write(spec: Recipe, directory: Path) -> None:
     tokenizer.save(directory, config["vocab_size"], config["max_position_embeddings"])
 
 
-def load_config(checkpoint: Path) -> recipes.Config:
+def load_config(checkpoint: Path) -> small_models.Config:
     """config.json of a checkpoint."""
-    config: recipes.Config = json.loads((checkpoint / "config.json").read_text())
+    config: small_models.Config = json.loads((checkpoint / "config.json").read_text())
     return config
 
 

@@ -22,9 +22,9 @@ from rich.table import Table
 from dsa_testbed import tokenizer
 from dsa_testbed.checkpoint import make_checkpoint
 from dsa_testbed.oracle import oracle_generate
-from dsa_testbed.recipes import VOCAB_SIZE
 from dsa_testbed.server import Server, ServerError, VllmServer, op_counts
 from dsa_testbed.sglang_server import SglangServer
+from dsa_testbed.small_models import VOCAB_SIZE
 
 HOSTS: dict[str, type[Server]] = {"vllm": VllmServer, "sglang": SglangServer}
 CHECKPOINT = "v32"

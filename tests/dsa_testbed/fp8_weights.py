@@ -18,9 +18,9 @@ from vllm.model_executor.layers.quantization.utils.quant_utils import (
 )
 from vllm.platforms import current_platform
 
-from dsa_plugin.ask_host import Target
-from dsa_plugin.hosts.vllm.pretend import prepare, pretend
+from dsa_plugin.hosts.vllm.probe.pretend import prepare, pretend
 from dsa_plugin.planning.gpus import find_gpu
+from dsa_plugin.probe.ask import Target
 
 
 def linear_kernel() -> str:

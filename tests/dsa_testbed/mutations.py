@@ -1,9 +1,9 @@
 """Break one thing in the served model, to show that the exactness tests notice.
 
 A server started with ``DSA_TEST_MUTATION=<name>`` loads ``apply`` as a plugin in each of its
-processes (server.py sees to it). It replaces functions of dsa_plugin.attention, or ones that module
-imported by name, or what "module:Class.method" names, and writes ``dsa test mutation applied:
-<name>`` to stderr.
+processes (server.py sees to it). It replaces functions of dsa_plugin.attention.layer, or ones that
+module imported by name, or what "module:Class.method" names, and writes ``dsa test mutation
+applied: <name>`` to stderr.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ def apply() -> None:
     for target, wrap in MUTATIONS[name].items():
         module, colon, path = target.rpartition(":")
         *owners, attribute = path.split(".")
-        owner: Any = importlib.import_module(module if colon else "dsa_plugin.attention")
+        owner: Any = importlib.import_module(module if colon else "dsa_plugin.attention.layer")
         for part in owners:
             owner = getattr(owner, part)
         setattr(owner, attribute, wrap(getattr(owner, attribute)))
@@ -207,7 +207,7 @@ def _as_captured(function: Function) -> Function:
     return init_forward_metadata
 
 
-# Name -> attribute of dsa_plugin.attention -> what replaces it.
+# Name -> attribute of dsa_plugin.attention.layer -> what replaces it.
 MUTATIONS: dict[str, dict[str, Wrapper]] = {
     # Query and key of the indexer rotate pairs where the model rotates halves, or the reverse.
     "indexer_rope_style": {

@@ -100,7 +100,7 @@ def _answer_files(checkpoint: Path, keys: list[dict[str, Any]], dtype: str) -> l
             "checkpoint with the same values in fp32, <family>-fp8_dequant"
         )
     versions = [importlib.metadata.version("transformers"), dtype]
-    # Without the key of the checkpoint's recipe: the same weights keep their answers.
+    # Without the key of the checkpoint's model: the same weights keep their answers.
     name = checkpoint.name.rpartition("-")[0] or checkpoint.name
     folder = cache_root() / "oracle" / f"{name}-{_checkpoint_digest(checkpoint)}"
     suffix = {"generate": ".json", "forward": ".npz"}

@@ -3,7 +3,7 @@
 import random
 from dataclasses import dataclass
 
-from dsa_testbed.recipes import VOCAB_SIZE
+from dsa_testbed.small_models import VOCAB_SIZE
 from dsa_testbed.tokenizer import encode, shipped_text
 from dsa_testbed.weights import NUM_SPECIAL_TOKENS
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dsa_registry import lookup
-from dsa_testbed import recipes, tokenizer
+from dsa_testbed import small_models, tokenizer
 
-_FP8 = recipes.recipe("v32-fp8").config["quantization_config"]
+_FP8 = small_models.small_model("v32-fp8").config["quantization_config"]
 # As QuantTrio writes them.
 _AWQ = {
     "quant_method": "awq",
@@ -57,7 +57,7 @@ QUANTISATION = {
 def write_config(folder: Path, model_type: str, weights: str) -> Path:
     """A folder with a family's newest config.json in a precision, and a small tokenizer."""
     checkpoint = lookup(model_type).checkpoints[-1]
-    small = recipes.recipe("v32" if model_type == "deepseek_v32" else "glm52").config
+    small = small_models.small_model("v32" if model_type == "deepseek_v32" else "glm52").config
     sizes = {k: v for k, v in asdict(checkpoint).items() if k in small}
     config: dict[str, Any] = {
         **small,
@@ -71,5 +71,5 @@ def write_config(folder: Path, model_type: str, weights: str) -> Path:
     config |= {"n_group": 8, "topk_group": 4} if model_type == "deepseek_v32" else {}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    tokenizer.save(folder, recipes.VOCAB_SIZE, checkpoint.max_position_embeddings)
+    tokenizer.save(folder, small_models.VOCAB_SIZE, checkpoint.max_position_embeddings)
     return folder

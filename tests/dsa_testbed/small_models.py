@@ -16,7 +16,7 @@ FP8_BLOCK = 128
 
 
 @dataclass(frozen=True)
-class Recipe:
+class SmallModel:
     """One checkpoint. ``gains`` scale the random weights (weights.py says of what)."""
 
     name: str
@@ -153,8 +153,8 @@ DTYPES: tuple[Dtype, ...] = ("fp32", "bf16", "fp8", "fp8_dequant")
 _TORCH_DTYPE = {"fp32": "float32", "bf16": "bfloat16", "fp8": "bfloat16", "fp8_dequant": "float32"}
 
 
-def recipe(name: str, **overrides: Any) -> Recipe:
-    """The recipe called ``<family>`` or ``<family>-<dtype>``.
+def small_model(name: str, **overrides: Any) -> SmallModel:
+    """The model called ``<family>`` or ``<family>-<dtype>``.
 
     ``overrides`` replace keys of config.json; None removes one. Without a dtype the small families
     are fp32 and the benchmark ones bf16. Values are the same in every dtype: fp32 holds numbers
@@ -178,7 +178,7 @@ def recipe(name: str, **overrides: Any) -> Recipe:
         }
     config |= overrides
     config = {key: value for key, value in config.items() if value is not None}
-    return Recipe(
+    return SmallModel(
         name=f"{family}-{dtype}",
         config=config,
         dtype=dtype,

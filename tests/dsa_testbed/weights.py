@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dsa_testbed.recipes import FP8_BLOCK, Config, Recipe
+from dsa_testbed.small_models import FP8_BLOCK, Config, SmallModel
 
 Named = tuple[str, Tensor]
 Gains = dict[str, float]
@@ -43,19 +43,19 @@ _FP8 = re.compile(
 )
 
 
-def tensors(recipe: Recipe) -> Iterator[Named]:
+def tensors(model: SmallModel) -> Iterator[Named]:
     """Every tensor of the checkpoint, in the dtype it is stored in."""
-    for name, value in _values(recipe):
+    for name, value in _values(model):
         if name.endswith("e_score_correction_bias"):
             yield name, value
-        elif recipe.dtype == "fp32":
+        elif model.dtype == "fp32":
             yield name, value.bfloat16().float()
-        elif recipe.dtype == "bf16" or not _FP8.search(name):
+        elif model.dtype == "bf16" or not _FP8.search(name):
             value = value.bfloat16()
-            yield name, value.float() if recipe.dtype == "fp8_dequant" else value
+            yield name, value.float() if model.dtype == "fp8_dequant" else value
         else:
             quantised, scale = quantise_blocks(value.bfloat16().float())
-            if recipe.dtype == "fp8":
+            if model.dtype == "fp8":
                 yield name, quantised
                 yield name + "_scale_inv", scale
             else:
@@ -102,10 +102,10 @@ class _Draw:
         return self(name + ".weight", size, std=0.1, mean=1.0)
 
 
-def _values(recipe: Recipe) -> Iterator[Named]:
-    config, gain = recipe.config, DEFAULT_GAINS | recipe.gains
+def _values(model: SmallModel) -> Iterator[Named]:
+    config, gain = model.config, DEFAULT_GAINS | model.gains
     hidden, vocab, layers = config["hidden_size"], config["vocab_size"], config["num_hidden_layers"]
-    draw = _Draw(recipe.seed, "")
+    draw = _Draw(model.seed, "")
     embedding = draw("model.embed_tokens.weight", vocab, hidden)
     head_name, head = draw.linear("lm_head", vocab, hidden, gain["lm_head"])
     # The last token weighs most in its successor. One that followed itself would do so for ever.
@@ -120,9 +120,9 @@ def _values(recipe: Recipe) -> Iterator[Named]:
         prefix = f"model.layers.{layer}."
         is_mtp = layer >= layers
         has_indexer = "index_topk" in config and (is_mtp or indexer_types[layer] == "full")
-        draw = _Draw(recipe.seed, prefix)
+        draw = _Draw(model.seed, prefix)
         # The draft layer repeats the first layer's attention, so that some drafts are accepted.
-        attention_draw = _Draw(recipe.seed, "model.layers.0.") if is_mtp else draw
+        attention_draw = _Draw(model.seed, "model.layers.0.") if is_mtp else draw
         for name, value in (
             *_attention(config, gain, attention_draw, has_indexer),
             *_mlp(config, gain, draw, dense=layer < config["first_k_dense_replace"]),

@@ -12,7 +12,7 @@ import pytest
 
 from dsa_kernels.arch import ARCHS
 
-SCRIPT = Path(__file__).resolve().parent.parent / "ci" / "compile_kernels.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "ci" / "compile_kernels.py"
 
 
 @pytest.fixture(scope="module")

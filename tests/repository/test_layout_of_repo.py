@@ -4,12 +4,13 @@ import ast
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SOURCE_ROOTS = (ROOT, ROOT / "kernels", ROOT / "model_registry")
 PACKAGES = ("dsa_plugin", "dsa_kernels", "dsa_registry")
 HOSTS = ("vllm", "sglang")
@@ -53,8 +54,8 @@ def forbidden(module: str, imported: str) -> str | None:
         "dsa_kernels": {"dsa_kernels", "torch", "triton", "numpy"},
         "dsa_plugin": {"dsa_plugin", "dsa_kernels", "dsa_registry", "torch"},
     }[mine[0]]
-    in_host = mine[:2] == ["dsa_plugin", "hosts"]
-    if in_host and len(mine) > 2:
+    in_hosts = mine[:2] == ["dsa_plugin", "hosts"]
+    if in_hosts and mine[2:] and mine[2] in HOSTS:
         allowed = allowed | {mine[2], "transformers"}
     if mine[:2] == ["dsa_plugin", "cli"]:
         allowed = allowed | CLI_LIBRARIES
@@ -62,18 +63,62 @@ def forbidden(module: str, imported: str) -> str | None:
         allowed = allowed | {"packaging", "pydantic", "yaml"}
     if mine[:2] != ["dsa_plugin", "cli"] and theirs[:2] == ["dsa_plugin", "cli"]:
         return "nothing imports the command but the command itself"
+    if "probe" not in mine and "dsa_plugin" in mine and "probe" in theirs and in_hosts:
+        return "nothing that serves interrogates a host"
     if mine[:2] == ["dsa_plugin", "planning"] and theirs[0] in ("torch", "dsa_kernels"):
         return "a plan needs no torch, which dsa_kernels would load"
     if theirs[0] not in allowed:
         return f"only {', '.join(sorted(allowed))} and the standard library"
-    if theirs[:2] == ["dsa_plugin", "hosts"] and theirs[:3] != mine[:3]:
-        return "nothing imports a host but the host itself"
+    if theirs[:2] == ["dsa_plugin", "hosts"] and theirs[2:3] != mine[2:3]:
+        if theirs[2] in HOSTS:
+            return "nothing imports a host but the host itself"
+        if not in_hosts:
+            return "what hosts share is theirs alone"
     is_op = mine[0] == "dsa_kernels" and len(mine) > 1 and mine[1] in OPS
     if is_op and theirs[0] == "dsa_kernels" and len(theirs) > 1 and theirs[1] in OPS - {mine[1]}:
         return "an op folder never imports another op"
     if mine[-1].endswith("kernel") and "reference" in theirs:
         return "a kernel never leans on the reference it is checked against"
     return None
+
+
+def imported_by(module: str, path: Path) -> set[str]:
+    """Modules of ours that `module` imports, anywhere in it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = imports(tree, module, is_package=path.name == "__init__.py")
+    found = {name if name in MODULES else name.rpartition(".")[0] for name in names}
+    return (found & set(MODULES)) - {module}
+
+
+def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
+    """Groups of modules each of which imports, in some steps, all others of its group."""
+
+    def reachable(module: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = [module]
+        while waiting:
+            new = graph[waiting.pop()] - seen
+            seen |= new
+            waiting += new
+        return seen
+
+    reach = {module: reachable(module) for module in graph}
+    groups = {
+        frozenset(other for other in reach[module] if module in reach[other])
+        for module in graph
+        if module in reach[module]
+    }
+    return sorted(sorted(group) for group in groups)
+
+
+def test_no_imports_go_in_circles() -> None:
+    """Not even inside a function or for types alone: who reads one file need not read the other."""
+    assert circles({module: imported_by(module, path) for module, path in MODULES.items()}) == []
+
+
+def test_circles_are_found() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set(), "e": {"a", "d"}}
+    assert circles(graph) == [["b", "c"]]
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
@@ -102,6 +147,11 @@ def test_imports_go_one_way(module: str) -> None:
         ("dsa_plugin.attention", "import typer"),
         ("dsa_plugin.attention", "from dsa_plugin.cli import app"),
         ("dsa_plugin.hosts.vllm", "import yaml"),
+        ("dsa_plugin.hosts.takeover", "import vllm"),
+        ("dsa_plugin.hosts.takeover", "from dsa_plugin.hosts.vllm import register"),
+        ("dsa_plugin.attention.layer", "from dsa_plugin.hosts import takeover"),
+        ("dsa_plugin.hosts.vllm.model", "from dsa_plugin.hosts.vllm.probe import native"),
+        ("dsa_plugin.hosts.vllm.model", "from dsa_plugin.probe.ask import Target"),
         ("dsa_plugin.cli.plan", "import vllm"),
         ("dsa_plugin.planning.sizes", "import torch"),
         ("dsa_plugin.planning.sizes", "from dsa_kernels.layout import LATENT_DIM"),
@@ -126,6 +176,17 @@ def test_every_file_is_short() -> None:
         for path in (ROOT / folder).rglob("*.py")
     }
     assert {name: n for name, n in lengths.items() if n > 500} == {}
+
+
+def test_every_package_is_installed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    folders = {
+        ".".join(path.parent.relative_to(root).parts)
+        for root in SOURCE_ROOTS
+        for package in PACKAGES
+        for path in (root / package).rglob("*.py")
+    }
+    assert set(project["tool"]["setuptools"]["packages"]) == folders | {"dsa_recipes"}
 
 
 def test_no_package_shadows_hugging_face_kernels() -> None:

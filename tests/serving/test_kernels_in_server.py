@@ -12,7 +12,7 @@ import pytest
 
 import dsa_kernels
 from dsa_kernels.arch import INTERPRETED
-from dsa_plugin.op_counts import OPS
+from dsa_plugin.attention.op_counts import OPS
 from dsa_testbed.checkpoint import make_checkpoint
 from dsa_testbed.exactness import mismatches
 from dsa_testbed.hosts import HOSTS

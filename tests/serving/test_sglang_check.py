@@ -1,4 +1,4 @@
-"""`python -m dsa_plugin.hosts.sglang.check`: sees each way in which SGLang serves without us."""
+"""SGLang's `probe.check`: sees each way in which SGLang serves without us."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.serving
 )
 def test_check(env: dict[str, str], finding: str | None) -> None:
     done = subprocess.run(
-        [str(sglang_python()), "-P", "-m", "dsa_plugin.hosts.sglang.check"],
+        [str(sglang_python()), "-P", "-m", "dsa_plugin.hosts.sglang.probe.check"],
         env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | env,
         capture_output=True,
         text=True,

@@ -15,7 +15,8 @@ def register() -> None:
 
     SGLang calls this in every process, whatever model it serves, before it reads its arguments. It
     logs an exception and goes on without the plugin, so nothing that concerns one model is raised
-    here: see `config_hook`. `python -m dsa_plugin.hosts.sglang.check` tells whether all of it took.
+    here: see `config_hook`. `python -m dsa_plugin.hosts.sglang.probe.check` tells whether all of it
+    took.
     """
     try:
         from dsa_plugin.hosts.sglang.registration import register_with_sglang

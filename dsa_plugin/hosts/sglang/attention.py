@@ -15,11 +15,11 @@ from sglang.srt.utils import add_prefix
 from torch import Tensor, nn
 
 from dsa_kernels.layout import INDEX_HEAD_DIM, LATENT_DIM
-from dsa_plugin import attention
+from dsa_plugin.attention import layer as attention
+from dsa_plugin.attention.warm_up import warm_up_once
 from dsa_plugin.config import DSAConfig
 from dsa_plugin.hosts.sglang.backend import DSABackend
 from dsa_plugin.hosts.sglang.compat import attn_tp_context
-from dsa_plugin.kernel_warm_up import warm_up_once
 
 
 class DSAIndexer(nn.Module):

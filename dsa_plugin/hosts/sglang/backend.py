@@ -15,11 +15,11 @@ from sglang.srt.runtime_context import get_spec
 from torch import Tensor
 
 from dsa_kernels.layout import INDEX_FP8_BYTES, INDEX_HEAD_DIM, INDEX_PAGE
-from dsa_plugin import attention
+from dsa_plugin.attention import layer as attention
+from dsa_plugin.attention.metadata import DSAMetadata
 from dsa_plugin.env import Env
 from dsa_plugin.hosts.sglang import metadata
 from dsa_plugin.hosts.sglang.compat import BACKEND
-from dsa_plugin.metadata import DSAMetadata
 
 
 class DSABackend(AttentionBackend):

@@ -16,13 +16,13 @@ from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, with_pha
 from sglang.srt.utils.common import parse_connector_type
 
 from dsa_kernels.layout import INDEX_PAGE
-from dsa_plugin.checkpoint import check_checkpoint
 from dsa_plugin.config import DSAConfig
 from dsa_plugin.env import Env
+from dsa_plugin.hosts.checkpoint import check_checkpoint
 from dsa_plugin.hosts.sglang.compat import BACKEND, native_path
 from dsa_plugin.hosts.sglang.refusals import unsupported
 from dsa_plugin.hosts.sglang.registration import MODELS
-from dsa_plugin.takeover import decide
+from dsa_plugin.hosts.takeover import decide
 from dsa_registry import all_entries
 
 _logger = logging.getLogger("dsa_plugin.hosts.sglang")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dsa_kernels.layout import INDEX_PAGE
-from dsa_plugin.metadata import DSAMetadata, PrefillChunk, split_prefill
+from dsa_plugin.attention.metadata import DSAMetadata, PrefillChunk, split_prefill
 
 
 def is_uniform(forward_batch: Any) -> bool:

@@ -11,13 +11,13 @@ from vllm.compilation.breakable_cudagraph import eager_break_during_capture
 from vllm.forward_context import get_forward_context
 from vllm.utils.torch_utils import direct_register_custom_op
 
-from dsa_plugin import attention
+from dsa_plugin.attention import layer as attention
+from dsa_plugin.attention.warm_up import warm_up_once
 from dsa_plugin.env import Env
-from dsa_plugin.kernel_warm_up import warm_up_once
 
 if TYPE_CHECKING:
+    from dsa_plugin.attention.metadata import DSAMetadata
     from dsa_plugin.hosts.vllm.model import DSAAttention
-    from dsa_plugin.metadata import DSAMetadata
 
 
 @eager_break_during_capture

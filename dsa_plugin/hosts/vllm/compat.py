@@ -15,7 +15,7 @@ from vllm.model_executor.models import deepseek_v2
 from vllm.platforms import current_platform
 from vllm.v1.kv_cache_interface import MLAAttentionSpec
 
-from dsa_plugin.replaced_names import replaced_names
+from dsa_plugin.hosts.replaced_names import replaced_names
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig

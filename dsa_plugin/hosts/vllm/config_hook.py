@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from vllm.logger import init_logger
 
 from dsa_kernels.layout import INDEX_PAGE
-from dsa_plugin.checkpoint import check_checkpoint
 from dsa_plugin.config import DSAConfig
 from dsa_plugin.env import Env
+from dsa_plugin.hosts.checkpoint import check_checkpoint
 from dsa_plugin.hosts.vllm.compat import leave_cpu_mla_backend
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ import torch
 from vllm.v1.attention.backend import AttentionCGSupport, AttentionMetadataBuilder
 from vllm.v1.attention.backends.utils import split_decodes_and_prefills
 
-from dsa_plugin import attention
+from dsa_plugin.attention import layer as attention
+from dsa_plugin.attention.metadata import DSAMetadata, PrefillChunk, split_prefill
 from dsa_plugin.env import Env
 from dsa_plugin.hosts.vllm.compat import host_side_seq_lens
-from dsa_plugin.metadata import DSAMetadata, PrefillChunk, split_prefill
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

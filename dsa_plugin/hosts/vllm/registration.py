@@ -8,8 +8,8 @@ from vllm.logger import init_logger
 from vllm.model_executor.models import ModelRegistry
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
+from dsa_plugin.hosts.takeover import decide
 from dsa_plugin.hosts.vllm.compat import MTP_ARCHITECTURES, native_path
-from dsa_plugin.takeover import decide
 from dsa_registry import all_entries
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 Rounding: bf16 and fp8 inputs have each head's dot product (accumulated in fp32) rounded to bf16
 before the relu, because CPU matrix products return their inputs' dtype, and fp32 ones run at half
 the speed or less. Against the scores of unrounded inputs this adds less than a quarter to the error
-that bf16 inputs have anyway, and it is a twentieth of fp8's (tests/test_indexer_logits.py). All
+that bf16 inputs have anyway, and it is a twentieth of fp8's (tests/ops/test_indexer_logits.py). All
 else is fp32.
 """
 

@@ -17,9 +17,9 @@ from sglang.srt.runtime_context import attention_backends, get_parallel
 
 from dsa_plugin.config import DSAConfig
 from dsa_plugin.env import Env
+from dsa_plugin.hosts.replaced_names import replaced_names
 from dsa_plugin.hosts.sglang.attention import DSAAttention, DSAIndexer
 from dsa_plugin.hosts.sglang.compat import BACKEND, install
-from dsa_plugin.replaced_names import replaced_names
 
 _logger = logging.getLogger("dsa_plugin.hosts.sglang")
 

@@ -1,4 +1,4 @@
-"""Prove that the plugin took: `python -m dsa_plugin.hosts.sglang.check`.
+"""Prove that the plugin took: `python -m dsa_plugin.hosts.sglang.probe.check`.
 
 SGLang logs a plugin's failure and serves without it. This loads plugins as every SGLang process
 does and asks the host, not us, for each thing that was registered. Exit code 0: all of it is there.
@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from dsa_plugin.host_checks import left_out, run_checks
+from dsa_plugin.probe.checks import left_out, run_checks
 from dsa_registry import all_entries
 
 

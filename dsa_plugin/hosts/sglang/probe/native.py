@@ -15,8 +15,8 @@ from sglang.srt.layers.attention.dsa.paged_mqa_logits_backend import DSAPagedMQA
 from sglang.srt.layers.deep_gemm_wrapper import configurer
 from sglang.srt.utils import is_cuda, is_hip
 
-from dsa_plugin.doctor.host_kernel import HostKernel, ask_host_code
-from dsa_plugin.replaced_names import replaced_names
+from dsa_plugin.hosts.replaced_names import replaced_names
+from dsa_plugin.probe.host_kernel import HostKernel, ask_host_code
 
 _CHECK = "deep_gemm_wrapper.configurer.ENABLE_JIT_DEEPGEMM"
 

@@ -1,8 +1,8 @@
 """SGLang as it would be on a GPU that this machine lacks: its own code, other answers of torch.
 
 What: replaces what torch says of the device, and makes SGLang ask again. Why: as for vLLM
-(`dsa_plugin.hosts.vllm.pretend`). All that resolution imports is imported before, on the platform
-that this machine has, since some modules load kernels as they are imported.
+(`dsa_plugin.hosts.vllm.probe.pretend`). All that resolution imports is imported before, on the
+platform that this machine has, since some modules load kernels as they are imported.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from sglang.srt.platforms.cuda import CudaSRTPlatform
 from sglang.srt.platforms.rocm import RocmSRTPlatform
 from sglang.srt.utils import common
 
-from dsa_plugin.ask_host import Target
-from dsa_plugin.pretended_torch import replace_torch
+from dsa_plugin.probe.ask import Target
+from dsa_plugin.probe.pretended_torch import replace_torch
 
 
 def prepare() -> None:

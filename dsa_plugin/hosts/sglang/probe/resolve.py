@@ -1,6 +1,6 @@
 """What SGLang makes of a command line: its parser, and its resolved arguments on a target.
 
-`python -m dsa_plugin.hosts.sglang.resolve`, as `dsa_plugin.ask_host` runs it.
+`python -m dsa_plugin.hosts.sglang.probe.resolve`, as `dsa_plugin.probe.ask` runs it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import ServerArgs
 from sglang.version import __version__
 
-from dsa_plugin.ask_host import Answer, Question, Target, answer, check_flags
-from dsa_plugin.doctor.our_kernels import our_kernels
 from dsa_plugin.hosts.sglang import register
 from dsa_plugin.hosts.sglang.compat import BACKEND
-from dsa_plugin.hosts.sglang.pretend import prepare, pretend, pretend_build
+from dsa_plugin.hosts.sglang.probe.pretend import prepare, pretend, pretend_build
+from dsa_plugin.probe.ask import Answer, Question, Target, answer, check_flags
+from dsa_plugin.probe.our_kernels import our_kernels
 
 # Its fields, by name.
 _SETTLED = (
@@ -61,7 +61,7 @@ def resolve(question: Question) -> Answer:
 def _kernels(view: Any, target: Target) -> dict[str, Any]:
     """What runs each op: the host's own, and ours where the host has loaded the plugin."""
     pretend_build(target)
-    from dsa_plugin.hosts.sglang.native import native_kernels
+    from dsa_plugin.hosts.sglang.probe.native import native_kernels
 
     native = [asdict(kernel) for kernel in native_kernels(view)]
     loaded = register.cache_info().currsize > 0

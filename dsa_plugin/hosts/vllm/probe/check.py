@@ -1,4 +1,4 @@
-"""Prove that the plugin took: `python -m dsa_plugin.hosts.vllm.check`.
+"""Prove that the plugin took: `python -m dsa_plugin.hosts.vllm.probe.check`.
 
 This loads plugins as every vLLM process does and asks the host, not us, for each thing that was
 registered. Exit code 0: all of it is there.
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from dsa_plugin.host_checks import left_out, run_checks
+from dsa_plugin.probe.checks import left_out, run_checks
 from dsa_registry import all_entries
 
 
@@ -29,8 +29,8 @@ def model_classes() -> str | None:
     """vLLM resolves every DSA architecture to our class, where we are to serve it."""
     from vllm.model_executor.models import ModelRegistry
 
+    from dsa_plugin.hosts.takeover import decide
     from dsa_plugin.hosts.vllm.compat import native_path
-    from dsa_plugin.takeover import decide
 
     active, reason = decide("vLLM", native_path)
     for name in (name for entry in all_entries() for name in entry.architectures):

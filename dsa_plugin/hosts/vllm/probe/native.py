@@ -14,7 +14,7 @@ from vllm.platforms import current_platform
 from vllm.utils import deep_gemm
 from vllm.v1.attention.selector import AttentionSelectorConfig
 
-from dsa_plugin.doctor.host_kernel import HostKernel, ask_host_code
+from dsa_plugin.probe.host_kernel import HostKernel, ask_host_code
 
 _CHECKS = "vllm.utils.deep_gemm.is_deep_gemm_supported()"
 

@@ -19,10 +19,10 @@ from vllm.model_executor.models import registry
 from vllm.platforms import current_platform
 from vllm.platforms.interface import DeviceCapability
 
-from dsa_plugin.ask_host import Target
+from dsa_plugin.hosts.replaced_names import replaced_names
 from dsa_plugin.hosts.vllm.registration import OUR_MODEL
-from dsa_plugin.pretended_torch import replace_torch
-from dsa_plugin.replaced_names import replaced_names
+from dsa_plugin.probe.ask import Target
+from dsa_plugin.probe.pretended_torch import replace_torch
 from dsa_registry import all_entries
 
 # Of a CUDA build; platforms/cuda.py imports it for the ops that it registers.

@@ -1,6 +1,6 @@
 """What vLLM makes of a command line: its parser, and its configuration on a target.
 
-`python -m dsa_plugin.hosts.vllm.resolve`, as `dsa_plugin.ask_host` runs it.
+`python -m dsa_plugin.hosts.vllm.probe.resolve`, as `dsa_plugin.probe.ask` runs it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from vllm.model_executor.models import ModelRegistry
 from vllm.plugins import load_general_plugins
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from dsa_plugin.ask_host import Answer, Question, Target, answer, check_flags
-from dsa_plugin.doctor.our_kernels import our_kernels
 from dsa_plugin.hosts.vllm import register
-from dsa_plugin.hosts.vllm.pretend import prepare, pretend, pretend_build
+from dsa_plugin.hosts.vllm.probe.pretend import prepare, pretend, pretend_build
+from dsa_plugin.probe.ask import Answer, Question, Target, answer, check_flags
+from dsa_plugin.probe.our_kernels import our_kernels
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -57,7 +57,7 @@ def resolve(question: Question) -> Answer:
 def _kernels(config: VllmConfig, target: Target) -> dict[str, Any]:
     """What runs each op: the host's own, and ours where the host has loaded the plugin."""
     pretend_build(target)
-    from dsa_plugin.hosts.vllm.native import native_kernels
+    from dsa_plugin.hosts.vllm.probe.native import native_kernels
 
     native = [asdict(kernel) for kernel in native_kernels(config)]
     loaded = register.cache_info().currsize > 0

@@ -1,0 +1,1 @@
+"""DeepSeek Sparse Attention of one layer, whatever host it came from."""
