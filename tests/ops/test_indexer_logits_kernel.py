@@ -126,7 +126,7 @@ def test_more_rows_than_a_grid_axis_has(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("name", ARCHS)
 def test_grids_fit_every_chip(name: str, kernels_run: list[str]) -> None:  # noqa: F811
     """Only the first axis of a grid may pass 65,535: rows lie there, and a million keys do not."""
-    from dsa_kernels.indexer_logits.kernel import plan, plan_paged
+    from dsa_kernels.indexer_logits.kernel import launches, paged_launches
 
     kernels_run.append("none: meta tensors")
 
@@ -136,7 +136,7 @@ def test_grids_fit_every_chip(name: str, kernels_run: list[str]) -> None:  # noq
     for rows, keys in ((300_000, 64), (1, 1 << 20)):
         ends = meta(rows, dtype=torch.int32)
         out, weights = (meta(rows, n, dtype=torch.float32) for n in (keys, 64))
-        (launch,) = plan(
+        (launch,) = launches(
             meta(rows, 64, 128), weights, meta(keys, 128), ends, ends, None, out, ARCHS[name]
         )
         groups, segments = launch.grid
@@ -151,7 +151,7 @@ def test_grids_fit_every_chip(name: str, kernels_run: list[str]) -> None:  # noq
     table = meta(requests, 1 << 14, dtype=torch.int32)
     weights, out = (meta(requests, *rest, dtype=torch.float32) for rest in ((1, 64), (1 << 20,)))
     q, cache = meta(requests, 1, 64, 128), meta(9, 64, 128)
-    (launch,) = plan_paged(q, weights, cache, table, lens, out, ARCHS[name])
+    (launch,) = paged_launches(q, weights, cache, table, lens, out, ARCHS[name])
     assert launch.grid[0] == requests
     assert launch.grid[1] < 65_536
 

@@ -32,11 +32,11 @@ def test_every_chip_has_every_configuration(kernel: str, arch: Arch) -> None:
         assert all(0 < size < 2**16 for size in launch.grid[1:])
 
 
-def plan(rows: int, heads: int, k: int, arch: Arch) -> list[Launch]:
+def sparse_mla_launches(rows: int, heads: int, k: int, arch: Arch) -> list[Launch]:
     from dsa_kernels.sparse_mla import kernel
 
     with torch.device("meta"):
-        return kernel.plan(
+        return kernel.launches(
             torch.empty(rows, heads, 576, dtype=torch.bfloat16),
             torch.empty(9, 64, 576, dtype=torch.bfloat16),
             torch.empty(rows, k, dtype=torch.int64),
@@ -52,7 +52,7 @@ def plan(rows: int, heads: int, k: int, arch: Arch) -> list[Launch]:
 def test_sparse_mla_fills_a_chip_with_few_rows(arch: Arch) -> None:
     """Parts are a power of two; with the blocks of heads they never exceed the chip."""
     for rows in (1, 3, 8, 100, 70_000):
-        attend, *merge = plan(rows, 16, 2048, arch)
+        attend, *merge = sparse_mla_launches(rows, 16, 2048, arch)
         programs, parts = attend.grid
         assert programs == rows
         assert parts & (parts - 1) == 0
@@ -64,8 +64,8 @@ def test_sparse_mla_fills_a_chip_with_few_rows(arch: Arch) -> None:
 
 
 def test_sparse_mla_of_nothing_launches_nothing() -> None:
-    assert plan(0, 16, 2048, ARCHS["sm90"]) == []
-    assert plan(2, 0, 2048, ARCHS["sm90"]) == []
+    assert sparse_mla_launches(0, 16, 2048, ARCHS["sm90"]) == []
+    assert sparse_mla_launches(2, 0, 2048, ARCHS["sm90"]) == []
 
 
 @pytest.mark.parametrize("arch", ARCHS.values(), ids=list(ARCHS))
@@ -90,29 +90,31 @@ def test_only_the_first_axis_grows_with_the_rows(arch: Arch) -> None:
     norm = (meta(128), meta(128), 1e-6)
     rotation = (slots, meta(4096, 64))
     pages = topk.Pages(table, ids, 64, meta(rows, 2048, dtype=torch.int64))
-    planned = {
-        "latents": cache_write.plan_latent(
+    launches = {
+        "latents": cache_write.latent_launches(
             meta(rows, 576), meta(512), 1e-6, *rotation, latents, slots, arch
         ),
-        "keys": cache_write.plan_index(
+        "keys": cache_write.index_launches(
             meta(rows, 128), norm, *rotation, keys, slots, (True, True), arch
         ),
-        "queries": cache_write.plan_query(index_q, *rotation, (True, True), index_q, arch),
-        "scores": indexer.plan(index_q, weights, meta(160_000, 128), ids, ids, None, logits, arch),
-        "paged scores": indexer.plan_paged(
+        "queries": cache_write.query_launches(index_q, *rotation, (True, True), index_q, arch),
+        "scores": indexer.launches(
+            index_q, weights, meta(160_000, 128), ids, ids, None, logits, arch
+        ),
+        "paged scores": indexer.paged_launches(
             index_q[:, None], weights[:, None], keys, table, ids[:, None], logits, arch
         ),
-        "gathered keys": gather_keys.plan(keys, table[0], meta(rows, 128), None, arch),
-        "selection": topk.plan(logits, 2048, None, ids, indices, arch, pages),
-        "slots": topk.plan_slots(indices, table, ids, 64, pages.slots, arch),
-        "attention": plan(rows, 128, 2048, arch),
-        "masked attention": masked_kernel.plan(
+        "gathered keys": gather_keys.launches(keys, table[0], meta(rows, 128), None, arch),
+        "selection": topk.launches(logits, 2048, None, ids, indices, arch, pages),
+        "slots": topk.slots_launches(indices, table, ids, 64, pages.slots, arch),
+        "attention": sparse_mla_launches(rows, 128, 2048, arch),
+        "masked attention": masked_kernel.launches(
             q, k, k[..., :128], indices, 1.0, q[..., :128], arch
         ),
-        "gathered latents": gather_latents.plan(latents, table[0], meta(rows, 576), arch),
+        "gathered latents": gather_latents.launches(latents, table[0], meta(rows, 576), arch),
     }
-    for name, launches in planned.items():
-        assert launches, name
-        for launch in launches:
+    for name, of_op in launches.items():
+        assert of_op, name
+        for launch in of_op:
             assert all(size < 2**16 for size in launch.grid[1:]), name
             assert launch.grid[0] < 2**31, name

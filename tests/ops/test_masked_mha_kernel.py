@@ -188,14 +188,14 @@ def test_nothing_to_do(kernels_run: list[str]) -> None:  # noqa: F811
 @pytest.mark.parametrize("name", ARCHS)
 def test_grids_fit_every_chip(name: str, kernels_run: list[str]) -> None:  # noqa: F811
     """Only the first axis of a grid may pass 65,535: rows and heads lie there."""
-    from dsa_kernels.sparse_mla.masked_kernel import plan
+    from dsa_kernels.sparse_mla.masked_kernel import launches
 
     kernels_run.append("none: meta tensors")
     empty = partial(torch.empty, device="meta")
     q, out = empty(70_000, 128, 192), empty(70_000, 128, 128)
     k, v = empty(128, 16_384, 192), empty(128, 16_384, 128)
     indices = empty(70_000, 2048, dtype=torch.int32)
-    mask, attend = plan(q, k, v, indices, SCALE, out, ARCHS[name])
+    mask, attend = launches(q, k, v, indices, SCALE, out, ARCHS[name])
     assert mask.grid == (70_000, 8)
     assert len(attend.grid) == 1
     assert attend.grid[0] * attend.config.blocks["BLOCK_ROWS"] >= 70_000 * 128

@@ -103,7 +103,7 @@ def test_a_whole_selection(filled: Any, chip: Any) -> None:
 @pytest.mark.parametrize("name", ARCHS)
 def test_grids_fit_every_chip(name: str, kernels_run: list[str]) -> None:  # noqa: F811
     """Only the first axis of a grid may pass 65,535: rows lie there."""
-    from dsa_kernels.sparse_mla.kernel import plan
+    from dsa_kernels.sparse_mla.kernel import launches
 
     kernels_run.append("none: meta tensors")
     for rows in (1, 70_000):
@@ -112,9 +112,9 @@ def test_grids_fit_every_chip(name: str, kernels_run: list[str]) -> None:  # noq
         slots = torch.empty(rows, 2048, dtype=torch.int32, device="meta")
         out = torch.empty(rows, 128, 512, dtype=cache.dtype, device="meta")
         lse = torch.empty(rows, 128, device="meta")
-        launches = plan(q, cache, slots, None, SCALE, out, lse, ARCHS[name])
-        assert len(launches) == 1 + (rows == 1)
-        for launch in launches:
+        found = launches(q, cache, slots, None, SCALE, out, lse, ARCHS[name])
+        assert len(found) == 1 + (rows == 1)
+        for launch in found:
             assert launch.grid[0] >= rows
             assert launch.grid[1] < 65_536
 

@@ -57,7 +57,7 @@ def latent_cache_write(
 ) -> None:
     """As the public function."""
     arch = arch_of(kv.device)
-    for launch in plan_latent(
+    for launch in latent_launches(
         kv, norm_weight, eps, positions, cos_sin_cache, cache, slot_mapping, arch
     ):
         launch.run()
@@ -79,7 +79,9 @@ def index_cache_write(
     norm = (norm_weight, norm_bias, eps)
     style = (interleaved, hadamard)
     arch = arch_of(k.device)
-    for launch in plan_index(k, norm, positions, cos_sin_cache, cache, slot_mapping, style, arch):
+    for launch in index_launches(
+        k, norm, positions, cos_sin_cache, cache, slot_mapping, style, arch
+    ):
         launch.run()
 
 
@@ -96,7 +98,7 @@ def index_query(
     """As the public function, into `out`, in fp8 if that is, and `out_weights`."""
     style = (interleaved, hadamard)
     arch = arch_of(q.device)
-    for launch in plan_query(
+    for launch in query_launches(
         q, positions, cos_sin_cache, style, out, arch, weights=weights, out_weights=out_weights
     ):
         launch.run()
@@ -107,7 +109,7 @@ def apply_rope(
 ) -> None:
     """As the public function, into `out`; both are [T, heads, 64]."""
     style = (interleaved, False)
-    for launch in plan_query(x, positions, cos_sin_cache, style, out, arch_of(x.device)):
+    for launch in query_launches(x, positions, cos_sin_cache, style, out, arch_of(x.device)):
         launch.run()
 
 
@@ -117,7 +119,7 @@ index_query_op = register(index_query, writes=("out", "out_weights"))
 apply_rope_op = register(apply_rope, writes=("out",))
 
 
-def plan_latent(
+def latent_launches(
     kv: Tensor,
     norm_weight: Tensor,
     eps: float,
@@ -143,7 +145,7 @@ def plan_latent(
     return [Launch(_write_latent, (tokens,), arguments, config)]
 
 
-def plan_index(
+def index_launches(
     k: Tensor,
     norm: tuple[Tensor, Tensor, float],
     positions: Tensor,
@@ -175,7 +177,7 @@ def plan_index(
     return [Launch(_write_index_keys, grid, arguments, config)]
 
 
-def plan_query(
+def query_launches(
     x: Tensor,
     positions: Tensor,
     cos_sin_cache: Tensor,
@@ -236,16 +238,18 @@ def compile_cases(arch: Arch) -> Iterator[tuple[str, Launch]]:
             out = torch.empty_like(q, dtype=torch.float8_e4m3fn if fp8 else dtype)
             norm, style = (meta(128), meta(128), 1e-6), (not fp8, fp8)
             kv, k = meta(tokens, LATENT_DIM, dtype=dtype), meta(tokens, 128, dtype=dtype)
-            (launch,) = plan_latent(kv, meta(512), 1e-6, position, table, latent, position, arch)
+            (launch,) = latent_launches(
+                kv, meta(512), 1e-6, position, table, latent, position, arch
+            )
             yield f"latent {name}", launch
-            (launch,) = plan_index(k, norm, position, table, index, position, style, arch)
+            (launch,) = index_launches(k, norm, position, table, index, position, style, arch)
             yield f"index {name}", launch
-            (launch,) = plan_query(
+            (launch,) = query_launches(
                 q, position, table, style, out, arch, weights=weights, out_weights=out_weights
             )
             yield f"query {name}", launch
         rope = q[..., :ROPE_DIM]
-        (launch,) = plan_query(rope, position, table, (True, False), rope, arch)
+        (launch,) = query_launches(rope, position, table, (True, False), rope, arch)
         yield f"rope {str(dtype).removeprefix('torch.')}", launch
 
 

@@ -25,14 +25,14 @@ def gather_index_keys(
     cache: Tensor, block_table_row: Tensor, k: Tensor, k_scale: Tensor | None
 ) -> None:
     """As the public function, into k, in fp8 as bytes, and k_scale."""
-    for launch in plan(cache, block_table_row, k, k_scale, arch_of(cache.device)):
+    for launch in launches(cache, block_table_row, k, k_scale, arch_of(cache.device)):
         launch.run()
 
 
 gather_index_keys_op = register(gather_index_keys, writes=("k", "k_scale"))
 
 
-def plan(
+def launches(
     cache: Tensor, block_table_row: Tensor, k: Tensor, k_scale: Tensor | None, arch: Arch
 ) -> list[Launch]:
     keys = len(k)
@@ -63,7 +63,7 @@ def compile_cases(arch: Arch) -> Iterator[tuple[str, Launch]]:
         fp8 = dtype == torch.uint8
         with torch.device("meta"):
             cache = torch.empty(1000, 64, INDEX_FP8_BYTES if fp8 else INDEX_HEAD_DIM, dtype=dtype)
-            (launch,) = plan(
+            (launch,) = launches(
                 cache,
                 torch.empty(keys // 64, dtype=torch.int32),
                 torch.empty(keys, INDEX_HEAD_DIM, dtype=dtype),

@@ -41,7 +41,7 @@ def indexer_logits(
     out: Tensor,
 ) -> None:
     """As the public function, into `out`."""
-    for launch in plan(q, weights, k, row_start, row_end, k_scale, out, arch_of(q.device)):
+    for launch in launches(q, weights, k, row_start, row_end, k_scale, out, arch_of(q.device)):
         launch.run()
 
 
@@ -54,7 +54,9 @@ def indexer_logits_paged(
     out: Tensor,
 ) -> None:
     """As the public function, into `out`, whose width is max_context_len."""
-    for launch in plan_paged(q, weights, cache, block_table, context_lens, out, arch_of(q.device)):
+    for launch in paged_launches(
+        q, weights, cache, block_table, context_lens, out, arch_of(q.device)
+    ):
         launch.run()
 
 
@@ -62,7 +64,7 @@ indexer_logits_op = register(indexer_logits, writes=("out",))
 indexer_logits_paged_op = register(indexer_logits_paged, writes=("out",))
 
 
-def plan(
+def launches(
     q: Tensor,
     weights: Tensor,
     k: Tensor,
@@ -96,7 +98,7 @@ def plan(
     return [Launch(_score_rows, (groups, segments), arguments, config)]
 
 
-def plan_paged(
+def paged_launches(
     q: Tensor,
     weights: Tensor,
     cache: Tensor,
@@ -149,7 +151,7 @@ def compile_cases(arch: Arch) -> Iterator[tuple[str, Launch]]:
 def _prefill_case(dtype: torch.dtype, heads: int, arch: Arch) -> Launch:
     rows, keys = 4096, 8192
     bound = _meta(rows, dtype=torch.int32)
-    (launch,) = plan(
+    (launch,) = launches(
         _meta(rows, heads, INDEX_HEAD_DIM, dtype=dtype),
         _meta(rows, heads),
         _meta(keys, INDEX_HEAD_DIM, dtype=dtype),
@@ -165,7 +167,7 @@ def _prefill_case(dtype: torch.dtype, heads: int, arch: Arch) -> Launch:
 def _paged_case(dtype: torch.dtype, heads: int, next_n: int, arch: Arch) -> Launch:
     fp8 = dtype == torch.float8_e4m3fn
     width = INDEX_FP8_BYTES if fp8 else INDEX_HEAD_DIM
-    (launch,) = plan_paged(
+    (launch,) = paged_launches(
         _meta(8, next_n, heads, INDEX_HEAD_DIM, dtype=dtype),
         _meta(8, next_n, heads),
         _meta(1000, 64, width, dtype=torch.uint8 if fp8 else dtype),

@@ -25,14 +25,14 @@ _GROUP = tl.constexpr(FP8_BLOCK)
 
 def gather_latents(cache: Tensor, block_table_row: Tensor, latents: Tensor) -> None:
     """As the public function, into `latents`."""
-    for launch in plan(cache, block_table_row, latents, arch_of(cache.device)):
+    for launch in launches(cache, block_table_row, latents, arch_of(cache.device)):
         launch.run()
 
 
 gather_latents_op = register(gather_latents, writes=("latents",))
 
 
-def plan(cache: Tensor, block_table_row: Tensor, latents: Tensor, arch: Arch) -> list[Launch]:
+def launches(cache: Tensor, block_table_row: Tensor, latents: Tensor, arch: Arch) -> list[Launch]:
     keys = len(latents)
     if keys == 0:
         return []
@@ -63,7 +63,7 @@ def compile_cases(arch: Arch) -> Iterator[tuple[str, Launch]]:
         for fp8 in (False, True):
             width, cache_dtype = (LATENT_FP8_BYTES, torch.uint8) if fp8 else (LATENT_DIM, dtype)
             with torch.device("meta"):
-                (launch,) = plan(
+                (launch,) = launches(
                     torch.empty(1000, 64, width, dtype=cache_dtype),
                     torch.empty(keys // 64, dtype=torch.int32),
                     torch.empty(keys, LATENT_DIM, dtype=dtype),

@@ -40,15 +40,15 @@ def sparse_mla(
     lse: Tensor,
 ) -> None:
     """As `dsa_kernels.sparse_mla.sparse_mla`, on arguments that it has checked."""
-    launches = plan(q, cache, slots, topk_length, softmax_scale, out, lse, arch_of(q.device))
-    for launch in launches:
+    arch = arch_of(q.device)
+    for launch in launches(q, cache, slots, topk_length, softmax_scale, out, lse, arch):
         launch.run()
 
 
 sparse_mla_op = register(sparse_mla, writes=("out", "lse"))
 
 
-def plan(
+def launches(
     q: Tensor,
     cache: Tensor,
     slots: Tensor,
@@ -140,17 +140,19 @@ def compile_cases(arch: Arch) -> Iterator[tuple[str, Launch]]:
         name = str(dtype).removeprefix("torch.")
         for kind in ("float", "fp8"):
             for heads in (16, 32, 128):
-                for launch in _plan_on_meta(4096, heads, dtype, kind == "fp8", arch):
+                for launch in _meta_launches(4096, heads, dtype, kind == "fp8", arch):
                     yield f"prefill {name}, {kind} cache, {heads} heads", launch
-        for launch in _plan_on_meta(1, 16, dtype, dtype == torch.bfloat16, arch):
+        for launch in _meta_launches(1, 16, dtype, dtype == torch.bfloat16, arch):
             step = "merge" if launch.kernel is _merge else "decode"
             yield f"{step} {name}, split, 16 heads", launch
 
 
-def _plan_on_meta(rows: int, heads: int, dtype: torch.dtype, fp8: bool, arch: Arch) -> list[Launch]:
+def _meta_launches(
+    rows: int, heads: int, dtype: torch.dtype, fp8: bool, arch: Arch
+) -> list[Launch]:
     with torch.device("meta"):
         width, cache_dtype = (LATENT_FP8_BYTES, torch.uint8) if fp8 else (LATENT_DIM, dtype)
-        return plan(
+        return launches(
             torch.empty(rows, heads, LATENT_DIM, dtype=dtype),
             torch.empty(1024, 64, width, dtype=cache_dtype),
             torch.empty(rows, 2048, dtype=torch.int64),

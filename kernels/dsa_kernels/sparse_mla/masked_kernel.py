@@ -32,14 +32,14 @@ def masked_mha(
     q: Tensor, k: Tensor, v: Tensor, topk_indices: Tensor, softmax_scale: float, out: Tensor
 ) -> None:
     """As the public function, into `out`."""
-    for launch in plan(q, k, v, topk_indices, softmax_scale, out, arch_of(q.device)):
+    for launch in launches(q, k, v, topk_indices, softmax_scale, out, arch_of(q.device)):
         launch.run()
 
 
 masked_mha_op = register(masked_mha, writes=("out",))
 
 
-def plan(
+def launches(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -115,7 +115,7 @@ def compile_cases(arch: Arch) -> Iterator[tuple[str, Launch]]:
         name = str(dtype).removeprefix("torch.")
         for width, v_width in ((192, 128), (256, 256)):
             with torch.device("meta"):
-                mask, attend = plan(
+                mask, attend = launches(
                     torch.empty(4096, 128, width, dtype=dtype),
                     torch.empty(128, 8192, width, dtype=dtype),
                     torch.empty(128, 8192, v_width, dtype=dtype),

@@ -30,7 +30,7 @@ def topk_select(
     logits: Tensor, k: int, row_start: Tensor | None, row_end: Tensor, out: Tensor
 ) -> None:
     """As the public function, into `out`."""
-    for launch in plan(logits, k, row_start, row_end, out, arch_of(logits.device)):
+    for launch in launches(logits, k, row_start, row_end, out, arch_of(logits.device)):
         launch.run()
 
 
@@ -46,7 +46,7 @@ def topk_select_slots(
 ) -> None:
     """As the public function, into `out` and `slots`."""
     pages = Pages(block_table, request_ids, block_size, slots)
-    for launch in plan(logits, k, None, row_end, out, arch_of(logits.device), pages):
+    for launch in launches(logits, k, None, row_end, out, arch_of(logits.device), pages):
         launch.run()
 
 
@@ -55,7 +55,7 @@ def topk_slots(
 ) -> None:
     """As the public function, into `out`."""
     arch = arch_of(topk_indices.device)
-    for launch in plan_slots(topk_indices, block_table, request_ids, block_size, out, arch):
+    for launch in slots_launches(topk_indices, block_table, request_ids, block_size, out, arch):
         launch.run()
 
 
@@ -95,7 +95,7 @@ _NO_PAGES = dict.fromkeys(
 )
 
 
-def plan(
+def launches(
     logits: Tensor,
     k: int,
     row_start: Tensor | None,
@@ -115,7 +115,7 @@ def plan(
         )
     if rows == 0:
         return []
-    launches: list[Launch] = []
+    rounds: list[Launch] = []
     candidates, width = None, columns
     while True:
         config = _config("select", width, arch)
@@ -140,13 +140,13 @@ def plan(
             **(pages.arguments() if pages and last else _NO_PAGES),
         }
         grid = (triton.cdiv(rows, config.blocks["BLOCK_ROWS"]), pieces)
-        launches.append(Launch(_select, grid, arguments, config))
+        rounds.append(Launch(_select, grid, arguments, config))
         if last:
-            return launches
+            return rounds
         candidates, width = winners, pieces * taken
 
 
-def plan_slots(
+def slots_launches(
     topk_indices: Tensor,
     block_table: Tensor,
     request_ids: Tensor,
@@ -181,14 +181,14 @@ def compile_cases(arch: Arch) -> Iterator[tuple[str, Launch]]:
     for columns in (4096, 16384, 131072):
         logits = meta(64, columns, dtype=torch.float32)
         for start in (None, meta(64)):
-            rounds = plan(logits, k, start, meta(64), meta(64, k), arch)
+            rounds = launches(logits, k, start, meta(64), meta(64, k), arch)
             for number, launch in enumerate(rounds, 1):
                 ranged = "" if start is None else " ranges"
                 yield f"select {columns}{ranged} round {number}", launch
         pages = Pages(meta(64, 2048), meta(64), 64, meta(64, k, dtype=torch.int64))
-        *_, launch = plan(logits, k, None, meta(64), meta(64, k), arch, pages)
+        *_, launch = launches(logits, k, None, meta(64), meta(64, k), arch, pages)
         yield f"select {columns} slots", launch
-    (launch,) = plan_slots(
+    (launch,) = slots_launches(
         meta(64, k), meta(64, 2048), meta(64), 64, meta(64, k, dtype=torch.int64), arch
     )
     yield "slots", launch
