@@ -50,9 +50,9 @@ def round_to(x, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def decode_e4m3(code, NATIVE: tl.constexpr):
-    """uint8 codes of float8_e4m3fn -> fp32, exactly, NaN included; NATIVE: the chip has e4m3."""
-    if NATIVE:
+def decode_e4m3(code, HAS_E4M3: tl.constexpr):
+    """uint8 codes of float8_e4m3fn -> fp32, exactly, NaN included."""
+    if HAS_E4M3:
         value = code.to(tl.float8e4nv, bitcast=True).to(tl.float32)
     else:
         value = e4m3_to_fp16(code).to(tl.float32) * 256.0

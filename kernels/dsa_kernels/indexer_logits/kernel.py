@@ -226,7 +226,7 @@ def _queries(q: Tensor, weights: Tensor, arch: Arch) -> dict[str, Any]:
         "stride_wm": weights.stride(0),
         "stride_wh": weights.stride(1),
         "FP8": q.dtype == torch.float8_e4m3fn,
-        "NATIVE": arch.has_e4m3,
+        "HAS_E4M3": arch.has_e4m3,
     }
 
 
@@ -253,7 +253,7 @@ def _score_rows(
     stride_om,
     stride_on,
     FP8: tl.constexpr,
-    NATIVE: tl.constexpr,
+    HAS_E4M3: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
@@ -262,10 +262,10 @@ def _score_rows(
     BLOCK_ROWS: tl.constexpr = BLOCK_COLUMNS // BLOCK_HEADS
     # Later rows of a prompt see more keys: they start first, and short rows fill the last wave.
     first_row = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64) * BLOCK_ROWS
-    q, keys = _typed(q, FP8, NATIVE), _typed(keys, FP8, NATIVE)
+    q, keys = _typed(q, FP8, HAS_E4M3), _typed(keys, FP8, HAS_E4M3)
     query, weight = _load_queries(
         q, weights, first_row, num_rows, heads, stride_qm, stride_qh, stride_qd, stride_wm,
-        stride_wh, FP8, NATIVE, BLOCK_COLUMNS, BLOCK_HEADS,
+        stride_wh, FP8, HAS_E4M3, BLOCK_COLUMNS, BLOCK_HEADS,
     )  # fmt: skip
     row, offset = _outputs(first_row, BLOCK_ROWS, BLOCK_KEYS)
     out_row, is_row = out + row * stride_om, row < num_rows
@@ -285,7 +285,7 @@ def _score_rows(
         address = keys + token.to(tl.int64)[:, None] * stride_kn
         address += tl.arange(0, _HEAD_DIM)[None, :] * stride_kd
         key = tl.load(address, mask=is_key[:, None], other=0.0)
-        logits = _score(key, query, weight, FP8, NATIVE, BLOCK_ROWS)
+        logits = _score(key, query, weight, FP8, HAS_E4M3, BLOCK_ROWS)
         if FP8:
             logits *= tl.load(key_scales + token, mask=is_key, other=0)[:, None]
         token = tile * BLOCK_KEYS + offset
@@ -323,7 +323,7 @@ def _score_requests(
     stride_om,
     stride_on,
     FP8: tl.constexpr,
-    NATIVE: tl.constexpr,
+    HAS_E4M3: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
@@ -335,10 +335,10 @@ def _score_requests(
     request = (tl.program_id(0) // groups).to(tl.int64)
     first_row = request * next_n + tl.program_id(0) % groups * BLOCK_ROWS
     end_row = (request + 1) * next_n
-    q = _typed(q, FP8, NATIVE)
+    q = _typed(q, FP8, HAS_E4M3)
     query, weight = _load_queries(
         q, weights, first_row, end_row, heads, stride_qm, stride_qh, stride_qd, stride_wm,
-        stride_wh, FP8, NATIVE, BLOCK_COLUMNS, BLOCK_HEADS,
+        stride_wh, FP8, HAS_E4M3, BLOCK_COLUMNS, BLOCK_HEADS,
     )  # fmt: skip
     row, offset = _outputs(first_row, BLOCK_ROWS, BLOCK_KEYS)
     out_row, is_row = out + row * stride_om, row < end_row
@@ -354,10 +354,10 @@ def _score_requests(
         entry = block_table + request * stride_tb + token // BLOCK_SIZE * stride_tn
         block = load_block(entry, is_key, num_blocks)
         page, slot = cache + block * stride_cb, token % BLOCK_SIZE
-        address = _typed(page, FP8, NATIVE)[:, None] + slot[:, None] * stride_cn
+        address = _typed(page, FP8, HAS_E4M3)[:, None] + slot[:, None] * stride_cn
         address += tl.arange(0, _HEAD_DIM)[None, :]
         key = tl.load(address, mask=is_key[:, None], other=0.0)
-        logits = _score(key, query, weight, FP8, NATIVE, BLOCK_ROWS)
+        logits = _score(key, query, weight, FP8, HAS_E4M3, BLOCK_ROWS)
         if FP8:
             scales = (page + BLOCK_SIZE * _HEAD_DIM).to(tl.pointer_type(tl.float32))
             logits *= tl.load(scales + slot, mask=is_key, other=0)[:, None]
@@ -367,9 +367,9 @@ def _score_requests(
 
 
 @triton.jit
-def _typed(pointer, FP8: tl.constexpr, NATIVE: tl.constexpr):
+def _typed(pointer, FP8: tl.constexpr, HAS_E4M3: tl.constexpr):
     """Where bytes are e4m3 and the chip multiplies it, the loaded tile needs no conversion."""
-    return pointer.to(tl.pointer_type(tl.float8e4nv)) if FP8 and NATIVE else pointer
+    return pointer.to(tl.pointer_type(tl.float8e4nv)) if FP8 and HAS_E4M3 else pointer
 
 
 @triton.jit
@@ -385,7 +385,7 @@ def _load_queries(
     stride_wm,
     stride_wh,
     FP8: tl.constexpr,
-    NATIVE: tl.constexpr,
+    HAS_E4M3: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
 ):
@@ -398,17 +398,17 @@ def _load_queries(
     address = address[None, :] + tl.arange(0, _HEAD_DIM)[:, None] * stride_qd
     query = tl.load(address, mask=is_column[None, :], other=0.0)
     weight *= 0.5  # of the relu's 2
-    if FP8 and not NATIVE:
+    if FP8 and not HAS_E4M3:
         query = e4m3_to_fp16(query)
         weight *= 65536.0  # query and key are 2^-8 of what they mean
     return query, weight
 
 
 @triton.jit
-def _score(key, query, weight, FP8: tl.constexpr, NATIVE: tl.constexpr, BLOCK_ROWS: tl.constexpr):
+def _score(key, query, weight, FP8: tl.constexpr, HAS_E4M3: tl.constexpr, BLOCK_ROWS: tl.constexpr):
     """key [keys, 128] . query [128, rows x heads] -> [keys, rows] fp32, before the keys' scales."""
     BLOCK_HEADS: tl.constexpr = weight.shape[0] // BLOCK_ROWS
-    if FP8 and not NATIVE:
+    if FP8 and not HAS_E4M3:
         key = e4m3_to_fp16(key)
     product = dot(key, query)
     # x + |x| is 2 relu(x) in one addition; a maximum takes twice as long on some chips, and would
