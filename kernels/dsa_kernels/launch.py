@@ -10,9 +10,12 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dsa_kernels.arch import Arch
+
+if TYPE_CHECKING:
+    from dsa_kernels.tuning import Changes
 
 
 @dataclass(frozen=True)
@@ -45,19 +48,21 @@ class LaunchConfig:
 
 @cache
 def launch_config(op: str, arch: Arch, shape_key: Hashable) -> LaunchConfig:
-    """The entry of `dsa_kernels.tuning.<arch>`'s table for an op, named like it in capitals.
+    """What `dsa_kernels.tuning` has for an op's kernel on a chip: the chip's own, or the base.
 
     Args:
         op: folder of the op, such as "sparse_mla".
-        arch: whose table.
+        arch: which chip.
         shape_key: as the op's kernel.py defines it.
 
     Raises:
-        KeyError: the table lacks the entry: a defect, which tests of every architecture find.
+        KeyError: the base lacks the entry: a defect, which tests of every architecture find.
     """
-    tuning = import_module(f"dsa_kernels.tuning.{arch.name}")
-    table: Mapping[Hashable, LaunchConfig] = getattr(tuning, op.upper())
-    return table[shape_key]
+    from dsa_kernels.tuning.base import BASE
+
+    changes: Changes = import_module(f"dsa_kernels.tuning.{arch.name}").CHANGES
+    changed = changes.get(op, {}).get(shape_key)
+    return BASE[op][shape_key] if changed is None else changed[0]
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,13 @@ import pytest
 import torch
 
 import dsa_kernels
+from dsa_kernels import tuning
 from dsa_kernels.arch import ARCHS, Arch
-from dsa_kernels.launch import Launch
+from dsa_kernels.launch import Launch, launch_config
+from dsa_kernels.tuning import Changes
+from dsa_kernels.tuning.base import BASE
+
+ROOT = Path(__file__).resolve().parents[2]
 
 KERNELS = sorted(
     f"{path.parent.name}.{path.stem}"
@@ -30,6 +35,47 @@ def test_every_chip_has_every_configuration(kernel: str, arch: Arch) -> None:
         assert set(given) == set(launch.kernel.arg_names)
         assert all(0 < size < 2**31 for size in launch.grid[:1])
         assert all(0 < size < 2**16 for size in launch.grid[1:])
+
+
+def changes_of(arch: Arch) -> Changes:
+    changes: Changes = import_module(f"dsa_kernels.tuning.{arch.name}").CHANGES
+    return changes
+
+
+def test_every_module_of_tuning_is_a_chip_or_the_base() -> None:
+    modules = {path.stem for path in Path(tuning.__file__).parent.glob("*.py")}
+    assert modules == {"__init__", "base", *ARCHS}
+
+
+@pytest.mark.parametrize("arch", ARCHS.values(), ids=list(ARCHS))
+def test_a_chip_launches_its_own_configuration_or_the_base(arch: Arch) -> None:
+    changes = changes_of(arch)
+    assert set(changes) <= set(BASE)
+    for op, table in BASE.items():
+        own = changes.get(op, {})
+        assert set(own) <= set(table), "a change of what the base lacks"
+        for key, (config, _) in own.items():
+            assert config != table[key], f"{op} {key}: a change that changes nothing"
+            assert launch_config(op, arch, key) is config
+        for key in set(table) - set(own):
+            assert launch_config(op, arch, key) is table[key]
+
+
+@pytest.mark.parametrize("arch", ARCHS.values(), ids=list(ARCHS))
+def test_a_change_names_data_that_show_it(arch: Arch) -> None:
+    for own in changes_of(arch).values():
+        for _, source in own.values():
+            data = (ROOT / source.data).read_text(encoding="utf-8")
+            assert bool(source.gpu) == bool(source.triton)
+            assert source.gpu in data
+            assert source.triton in data
+
+
+def test_compile_cases_need_every_configuration() -> None:
+    launch_config.cache_clear()
+    for kernel in KERNELS:
+        list(import_module(f"dsa_kernels.{kernel}").compile_cases(ARCHS["sm80"]))
+    assert launch_config.cache_info().currsize == sum(len(table) for table in BASE.values())
 
 
 def sparse_mla_launches(rows: int, heads: int, k: int, arch: Arch) -> list[Launch]:
