@@ -13,16 +13,15 @@ from random_caches import BLOCK_SIZE
 from torch import Tensor
 
 from dsa_kernels.cache_write import index_cache_write, index_query, latent_cache_write
-from dsa_kernels.layout import (
+from dsa_kernels.dims import (
     INDEX_FP8_BYTES,
     INDEX_HEAD_DIM,
     KV_LORA_RANK,
     LATENT_DIM,
     LATENT_FP8_BYTES,
     ROPE_DIM,
-    index_fp8_views,
-    latent_fp8_views,
 )
+from dsa_kernels.layout import index_fp8_views, latent_fp8_views
 from dsa_kernels.testing import make_cos_sin_cache
 
 EPS = 1e-6

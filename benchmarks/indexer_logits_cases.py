@@ -12,8 +12,8 @@ from peers import Run, runs
 from random_caches import BLOCK_SIZE, block_table, index_cache
 from torch import Tensor
 
+from dsa_kernels.dims import INDEX_HEAD_DIM
 from dsa_kernels.indexer_logits import indexer_logits, indexer_logits_paged
-from dsa_kernels.layout import INDEX_HEAD_DIM
 from dsa_kernels.testing import indexer_bytes, indexer_flops
 
 # The same products of e4m3, summed in another order; NVIDIA's fp8 units keep fewer bits of sums.

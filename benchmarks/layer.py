@@ -34,7 +34,7 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from v32_layer import Layer, make_layer
 
-from dsa_kernels.layout import KV_LORA_RANK, LATENT_DIM, ROPE_DIM
+from dsa_kernels.dims import KV_LORA_RANK, LATENT_DIM, ROPE_DIM
 from dsa_kernels.testing import error
 from dsa_plugin.attention import layer as attention
 

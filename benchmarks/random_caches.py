@@ -5,14 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dsa_kernels.layout import (
-    INDEX_FP8_BYTES,
-    INDEX_HEAD_DIM,
-    LATENT_DIM,
-    LATENT_FP8_BYTES,
-    index_fp8_views,
-    latent_fp8_views,
-)
+from dsa_kernels.dims import INDEX_FP8_BYTES, INDEX_HEAD_DIM, LATENT_DIM, LATENT_FP8_BYTES
+from dsa_kernels.layout import index_fp8_views, latent_fp8_views
 
 BLOCK_SIZE = 64
 _DISTINCT = 256  # pages that are drawn; the others repeat them

@@ -16,7 +16,7 @@ from random_caches import BLOCK_SIZE, block_table, latent_cache, selected_slots
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from dsa_kernels.layout import KV_LORA_RANK, LATENT_DIM
+from dsa_kernels.dims import KV_LORA_RANK, LATENT_DIM
 from dsa_kernels.sparse_mla import masked_mha, sparse_mla
 from dsa_kernels.sparse_mla.reference import selection
 from dsa_kernels.testing import sparse_mla_bytes, sparse_mla_flops

@@ -14,7 +14,7 @@ from benchmark_case import Case, Scale
 from peers import Run, runs
 from torch import Tensor
 
-from dsa_kernels.layout import INDEX_PAGE
+from dsa_kernels.dims import INDEX_PAGE
 from dsa_kernels.topk_select import topk_select, topk_select_slots, topk_slots
 
 VLLM = "vllm/_C_stable_libtorch.abi3.so"

@@ -9,7 +9,7 @@ from random_caches import BLOCK_SIZE, block_table, index_cache, latent_cache
 from torch import Tensor
 
 from dsa_kernels.cache_write import apply_rope
-from dsa_kernels.layout import INDEX_HEAD_DIM, KV_LORA_RANK, LATENT_DIM, ROPE_DIM
+from dsa_kernels.dims import INDEX_HEAD_DIM, KV_LORA_RANK, LATENT_DIM, ROPE_DIM
 from dsa_kernels.sparse_mla import gather_latents
 from dsa_kernels.testing import make_cos_sin_cache
 from dsa_plugin.attention import layer as attention

@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from dsa_kernels.layout import INDEX_HEAD_DIM, KV_LORA_RANK, ROPE_DIM
+from dsa_kernels.dims import INDEX_HEAD_DIM, KV_LORA_RANK, ROPE_DIM
 from dsa_registry import IndexerType, ModelEntry, lookup, resolve_indexer_types
 
 logger = logging.getLogger(__name__)

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from dsa_kernels.cache_write import apply_rope, index_cache_write, index_query, latent_cache_write
+from dsa_kernels.dims import KV_LORA_RANK, LATENT_DIM, ROPE_DIM
 from dsa_kernels.indexer_logits import (
     gather_index_keys,
     indexer_logits,
     indexer_logits_paged,
     warm_up_indexer,
 )
-from dsa_kernels.layout import KV_LORA_RANK, LATENT_DIM, ROPE_DIM
 from dsa_kernels.sparse_mla import gather_latents, masked_is_faster, masked_mha, sparse_mla
 from dsa_kernels.topk_select import topk_select, topk_select_slots, topk_slots
 from dsa_plugin.attention.metadata import DSAMetadata, PrefillChunk

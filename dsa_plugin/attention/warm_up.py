@@ -16,8 +16,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from dsa_kernels.dims import LATENT_DIM
 from dsa_kernels.dispatch import use_triton
-from dsa_kernels.layout import LATENT_DIM
 from dsa_plugin.attention import layer as attention
 from dsa_plugin.attention.metadata import DSAMetadata, PrefillChunk
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from dsa_kernels.dims import INDEX_PAGE, KV_LORA_RANK, LATENT_DIM
 from dsa_plugin.env import LOGITS_WORKSPACE_MB
 from dsa_plugin.planning.gpus import Gpu
 from dsa_plugin.planning.model import ModelShape, WeightsDtype
 from dsa_plugin.planning.sizes import (
-    LATENT_DIM,
-    LATENT_RANK,
     SCALE_BLOCK,
     Attention,
     CacheDtype,
@@ -19,7 +18,7 @@ from dsa_plugin.planning.sizes import (
 )
 from dsa_plugin.planning.weight_kernels import is_weight_only
 
-PAGE = 64  # tokens a page of either host's cache holds
+PAGE = INDEX_PAGE  # tokens a page of either host's cache holds
 GIB = 1 << 30
 VLLM_MEMORY = 0.92  # share of a GPU's memory that it takes by default
 MACHINE = 8  # GPUs that tensor parallelism stays within, in what we propose
@@ -81,7 +80,7 @@ class Deployment:
     def absorbed_bytes(self) -> int:
         """W_UK and W_UV in bf16, which hosts keep beside kv_b_proj."""
         heads, layers = self.model.num_attention_heads // self.tp, self._layers
-        per_head = (self.model.qk_nope_head_dim + self.model.v_head_dim) * LATENT_RANK
+        per_head = (self.model.qk_nope_head_dim + self.model.v_head_dim) * KV_LORA_RANK
         return 2 * layers * heads * per_head
 
     @property
@@ -95,7 +94,7 @@ class Deployment:
         model, tokens = self.model, self.prefill_chunk
         heads = model.num_attention_heads // self.tp
         q = model.qk_nope_head_dim + model.qk_rope_head_dim
-        per_head = q + LATENT_DIM + LATENT_RANK + model.v_head_dim  # q, absorbed, attended, out
+        per_head = q + LATENT_DIM + KV_LORA_RANK + model.v_head_dim  # q, absorbed, attended, out
         attention = 2 * heads * per_head + (4 + 8) * model.index_topk  # with indices and slots
         routed = model.num_experts_per_tok * self.dp / self.ep
         inner = 3 * model.moe_intermediate_size * self.ep / self.count

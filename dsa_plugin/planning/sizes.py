@@ -1,7 +1,6 @@
 """Parameters, weight bytes and cache bytes of a model.
 
-Tensors are those of the released checkpoints (deepseek-ai/DeepSeek-V3.2-Exp, zai-org/GLM-5). Cache
-layouts: dsa_kernels/layout.py, whose numbers a test compares with these; importing it takes torch.
+Tensors are those of the released checkpoints (deepseek-ai/DeepSeek-V3.2-Exp, zai-org/GLM-5).
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from dsa_kernels.dims import index_bytes_per_token, latent_bytes_per_token
 from dsa_plugin.planning.model import ModelShape, WeightsDtype
 from dsa_registry import lookup
 
@@ -19,10 +19,10 @@ CacheDtype = Literal["bf16", "fp8", "fp32"]
 """Of latents or index keys; bf16 stands for fp16 too."""
 
 SCALE_BLOCK = 128  # side of the blocks, or length of the runs, that share a scale
-LATENT_RANK, LATENT_DIM = 512, 576  # without and with RoPE, as the cache layouts have it
+_ITEMSIZE: dict[CacheDtype, int] = {"fp32": 4, "bf16": 2, "fp8": 1}
 # One token in one layer.
-LATENT_BYTES: dict[CacheDtype, int] = {"fp32": 4 * LATENT_DIM, "bf16": 2 * LATENT_DIM, "fp8": 656}
-INDEX_BYTES: dict[CacheDtype, int] = {"fp32": 4 * 128, "bf16": 2 * 128, "fp8": 132}
+LATENT_BYTES = {dtype: latent_bytes_per_token(size) for dtype, size in _ITEMSIZE.items()}
+INDEX_BYTES = {dtype: index_bytes_per_token(size) for dtype, size in _ITEMSIZE.items()}
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from dsa_kernels.dims import KV_LORA_RANK, LATENT_DIM
 from dsa_plugin.planning.deployment import Deployment
 from dsa_plugin.planning.sizes import (
     INDEX_BYTES,
     LATENT_BYTES,
-    LATENT_DIM,
-    LATENT_RANK,
     Attention,
     Weight,
     layer_weights,
@@ -117,7 +116,7 @@ def _sparse(d: Deployment, batch: Batch) -> Work:
     selected = batch.rows * min(d.model.index_topk, batch.keys)
     return Work(
         "sparse_mla",
-        2 * selected * _heads(d) * (LATENT_DIM + LATENT_RANK),
+        2 * selected * _heads(d) * (LATENT_DIM + KV_LORA_RANK),
         selected * LATENT_BYTES[d.kv_dtype],
         "bf16",
     )
@@ -135,10 +134,10 @@ def _dense(d: Deployment, batch: Batch) -> Work:
     cached = batch.requests * batch.context
     latents = cached * LATENT_BYTES[d.kv_dtype]
     if batch.stage == "decode":
-        flops = 2 * pairs * heads * (LATENT_DIM + LATENT_RANK)
+        flops = 2 * pairs * heads * (LATENT_DIM + KV_LORA_RANK)
         return Work("dense_mla", flops, latents, "bf16")
     nope, rope, value = model.qk_nope_head_dim, model.qk_rope_head_dim, model.v_head_dim
-    expand = 2 * cached * LATENT_RANK * heads * (nope + value)
+    expand = 2 * cached * KV_LORA_RANK * heads * (nope + value)
     flops = 2 * pairs * heads * (nope + rope + value)
     return Work("dense_mha", flops + expand, latents, "bf16")
 

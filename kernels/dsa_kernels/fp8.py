@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from dsa_kernels.layout import FP8_MAX
+from dsa_kernels.dims import FP8_MAX
 from dsa_kernels.workspace import scratch
 
 

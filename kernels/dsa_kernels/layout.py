@@ -1,5 +1,7 @@
 """Byte layouts of the two paged caches: the one definition that every reader and writer uses.
 
+Their sizes are numbers of `dims.py`.
+
 A cache is a strided view that the host allocated: `cache[block, offset]` is one token's entry,
 blocks may lie further apart than their size (another layer's cache in between), and only a page is
 dense.
@@ -21,31 +23,16 @@ from math import gcd
 import torch
 from torch import Tensor
 
-KV_LORA_RANK = 512
-ROPE_DIM = 64
-LATENT_DIM = KV_LORA_RANK + ROPE_DIM
-INDEX_HEAD_DIM = 128
-INDEX_PAGE = 64  # tokens a page that DeepGEMM's paged kernels read; ours take any block size
-
-FP8_BLOCK = 128  # values that share one scale, in both caches
-FP8_MAX = 448.0  # largest finite e4m3fn
-LATENT_SCALES = KV_LORA_RANK // FP8_BLOCK
-LATENT_FP8_BYTES = KV_LORA_RANK + 4 * LATENT_SCALES + 2 * ROPE_DIM
-INDEX_FP8_BYTES = INDEX_HEAD_DIM + 4
+from dsa_kernels.dims import (
+    INDEX_FP8_BYTES,
+    INDEX_HEAD_DIM,
+    KV_LORA_RANK,
+    LATENT_DIM,
+    LATENT_FP8_BYTES,
+    LATENT_SCALES,
+)
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def latent_bytes_per_token(dtype: torch.dtype) -> int:
-    """Bytes that one token takes in one layer's latent cache; uint8 means fp8."""
-    _check_dtype("latent cache", dtype)
-    return LATENT_FP8_BYTES if dtype == torch.uint8 else LATENT_DIM * dtype.itemsize
-
-
-def index_bytes_per_token(dtype: torch.dtype) -> int:
-    """Bytes that one token takes in one layer's index-key cache; uint8 means fp8."""
-    _check_dtype("index cache", dtype)
-    return INDEX_FP8_BYTES if dtype == torch.uint8 else INDEX_HEAD_DIM * dtype.itemsize
 
 
 def check_latent_cache(cache: Tensor) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dsa_kernels.layout import (
+from dsa_kernels.dims import (
     INDEX_FP8_BYTES,
     INDEX_HEAD_DIM,
     KV_LORA_RANK,
@@ -130,7 +130,7 @@ def indexer_flops(rows: int, heads: int, keys: int) -> int:
 
 def indexer_bytes(rows: int, requests: int, keys: int, cache_dtype: torch.dtype) -> int:
     """Least traffic: each request's keys once, each logit once."""
-    return requests * keys * index_bytes_per_token(cache_dtype) + 4 * rows * keys
+    return requests * keys * index_bytes_per_token(cache_dtype.itemsize) + 4 * rows * keys
 
 
 def sparse_mla_flops(rows: int, heads: int, k: int) -> int:
@@ -140,4 +140,4 @@ def sparse_mla_flops(rows: int, heads: int, k: int) -> int:
 
 def sparse_mla_bytes(rows: int, k: int, cache_dtype: torch.dtype) -> int:
     """Least traffic without reuse between rows: each selected latent once."""
-    return rows * k * latent_bytes_per_token(cache_dtype)
+    return rows * k * latent_bytes_per_token(cache_dtype.itemsize)

@@ -1,6 +1,7 @@
 """`dsa plan`: what it prints, its exit codes, and where it reads a model from."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,27 @@ def dsa(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return Output(exit_.value.code, captured.out, captured.err)
 
     return run
+
+
+_LOAD = """
+import sys
+from importlib import import_module
+from pkgutil import iter_modules
+from dsa_plugin import planning
+for module in iter_modules(planning.__path__, "dsa_plugin.planning."):
+    import_module(module.name)
+print(*sorted(name for name in sys.modules if "." not in name or name.startswith("dsa_")))
+"""
+
+
+def test_a_plan_loads_no_torch() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _LOAD], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.split())
+    assert {"dsa_plugin.planning.sizes", "dsa_kernels.dims"} <= loaded
+    assert not {"torch", "numpy", "triton"} & loaded
 
 
 H200 = ("--gpu", "h200", "--count", "8")

@@ -16,6 +16,7 @@ from dsa_plugin.planning.model import ModelShape, WeightsDtype, find_registered
 from dsa_plugin.planning.sizes import (
     INDEX_BYTES,
     LATENT_BYTES,
+    CacheDtype,
     active_parameters,
     cache_bytes_per_token,
     model_weights,
@@ -122,11 +123,14 @@ def test_weights_that_hosts_do_not_multiply_as_they_are(
     assert told is None if note is None else told is not None and note in told
 
 
-def test_cache_bytes_are_the_layouts() -> None:
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.uint8}
-    for name, dtype in dtypes.items():
-        assert LATENT_BYTES[name] == layout.latent_bytes_per_token(dtype)  # type: ignore[index]
-        assert INDEX_BYTES[name] == layout.index_bytes_per_token(dtype)  # type: ignore[index]
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp8", torch.uint8)]
+)
+def test_cache_bytes_are_the_layouts(name: CacheDtype, dtype: torch.dtype) -> None:
+    latents = torch.empty(1, PAGE, LATENT_BYTES[name], dtype=torch.uint8).view(dtype)
+    keys = torch.empty(1, PAGE, INDEX_BYTES[name], dtype=torch.uint8).view(dtype)
+    layout.check_latent_cache(latents)
+    layout.check_index_cache(keys)
 
 
 def test_index_keys_only_where_an_indexer_runs() -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dsa_kernels.cache_write import index_cache_write
-from dsa_kernels.layout import INDEX_FP8_BYTES
+from dsa_kernels.dims import INDEX_FP8_BYTES
 from dsa_testbed.sglang_server import sglang_python
 
 PAGES, PAGE, DIM = 5, 64, 128

@@ -14,7 +14,7 @@ from sglang.srt.models.deepseek_v2 import DeepseekV2AttentionMLA
 from sglang.srt.utils import add_prefix
 from torch import Tensor, nn
 
-from dsa_kernels.layout import INDEX_HEAD_DIM, LATENT_DIM
+from dsa_kernels.dims import INDEX_HEAD_DIM, LATENT_DIM
 from dsa_plugin.attention import layer as attention
 from dsa_plugin.attention.warm_up import warm_up_once
 from dsa_plugin.config import DSAConfig

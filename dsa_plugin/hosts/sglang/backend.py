@@ -14,7 +14,7 @@ from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.runtime_context import get_spec
 from torch import Tensor
 
-from dsa_kernels.layout import INDEX_FP8_BYTES, INDEX_HEAD_DIM, INDEX_PAGE
+from dsa_kernels.dims import INDEX_FP8_BYTES, INDEX_HEAD_DIM, INDEX_PAGE
 from dsa_plugin.attention import layer as attention
 from dsa_plugin.attention.metadata import DSAMetadata
 from dsa_plugin.env import Env

@@ -15,7 +15,7 @@ from sglang.srt.environ import envs
 from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, with_phase
 from sglang.srt.utils.common import parse_connector_type
 
-from dsa_kernels.layout import INDEX_PAGE
+from dsa_kernels.dims import INDEX_PAGE
 from dsa_plugin.config import DSAConfig
 from dsa_plugin.env import Env
 from dsa_plugin.hosts.checkpoint import check_checkpoint

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsa_kernels.layout import INDEX_PAGE
+from dsa_kernels.dims import INDEX_PAGE
 from dsa_plugin.attention.metadata import DSAMetadata, PrefillChunk, split_prefill
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 
-from dsa_kernels.layout import INDEX_HEAD_DIM, index_bytes_per_token
+from dsa_kernels.dims import INDEX_FP8_BYTES, INDEX_HEAD_DIM, index_bytes_per_token
 from dsa_plugin.env import Env
 from dsa_plugin.hosts.sglang.compat import BACKEND
 
@@ -79,10 +79,6 @@ def size_index_cache() -> None:
             fp8_bytes: int = _original(self, *args, **kwargs)
             if pool_class() is None:
                 return fp8_bytes
-            return (
-                fp8_bytes
-                // index_bytes_per_token(torch.uint8)
-                * index_bytes_per_token(_model_dtype())
-            )
+            return fp8_bytes // INDEX_FP8_BYTES * index_bytes_per_token(_model_dtype().itemsize)
 
         cls._compute_dsa_indexer_cell_size = sized

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dsa_kernels.layout import INDEX_PAGE
+from dsa_kernels.dims import INDEX_PAGE
 from dsa_plugin.config import DSAConfig
 from dsa_plugin.hosts.sglang.compat import attention_tp_size, has_pool_hook
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vllm.logger import init_logger
 
-from dsa_kernels.layout import INDEX_PAGE
+from dsa_kernels.dims import INDEX_PAGE
 from dsa_plugin.config import DSAConfig
 from dsa_plugin.env import Env
 from dsa_plugin.hosts.checkpoint import check_checkpoint

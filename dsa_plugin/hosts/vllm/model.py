@@ -20,7 +20,7 @@ from vllm.model_executor.layers.quantization.utils.quant_utils import (
 from vllm.model_executor.models.deepseek_mtp import DeepSeekMTP
 from vllm.model_executor.models.deepseek_v2 import DeepseekV2ForCausalLM
 
-from dsa_kernels.layout import INDEX_FP8_BYTES, INDEX_HEAD_DIM, LATENT_DIM, LATENT_FP8_BYTES
+from dsa_kernels.dims import INDEX_FP8_BYTES, INDEX_HEAD_DIM, LATENT_DIM, LATENT_FP8_BYTES
 from dsa_plugin.attention import layer as attention
 from dsa_plugin.hosts.vllm.attention_op import dsa_attention
 from dsa_plugin.hosts.vllm.backend import DSABackend

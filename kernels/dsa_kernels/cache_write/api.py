@@ -7,16 +7,9 @@ from torch import Tensor
 
 from dsa_kernels.cache_write import reference
 from dsa_kernels.checks import check_devices, check_dtype, check_shape
+from dsa_kernels.dims import INDEX_HEAD_DIM, KV_LORA_RANK, LATENT_DIM, ROPE_DIM
 from dsa_kernels.dispatch import use_triton
-from dsa_kernels.layout import (
-    FLOAT_DTYPES,
-    INDEX_HEAD_DIM,
-    KV_LORA_RANK,
-    LATENT_DIM,
-    ROPE_DIM,
-    check_index_cache,
-    check_latent_cache,
-)
+from dsa_kernels.layout import FLOAT_DTYPES, check_index_cache, check_latent_cache
 
 _INT_DTYPES = (torch.int32, torch.int64)
 

@@ -20,8 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dsa_kernels.arch import Arch, arch_of
-from dsa_kernels.launch import Launch, launch_config
-from dsa_kernels.layout import (
+from dsa_kernels.dims import (
     FP8_BLOCK,
     FP8_MAX,
     INDEX_FP8_BYTES,
@@ -32,6 +31,7 @@ from dsa_kernels.layout import (
     LATENT_SCALES,
     ROPE_DIM,
 )
+from dsa_kernels.launch import Launch, launch_config
 from dsa_kernels.primitives import dot, quantise_e4m3, round_to
 from dsa_kernels.registration import register
 

@@ -13,16 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsa_kernels.fp8 import quantise_ue8m0, round_up_to_power_of_two
-from dsa_kernels.layout import (
+from dsa_kernels.dims import (
     FP8_BLOCK,
     FP8_MAX,
     INDEX_HEAD_DIM,
     KV_LORA_RANK,
     LATENT_SCALES,
     ROPE_DIM,
-    index_fp8_views,
 )
+from dsa_kernels.fp8 import quantise_ue8m0, round_up_to_power_of_two
+from dsa_kernels.layout import index_fp8_views
 from dsa_kernels.workspace import TILE_BYTES
 
 _LATENT_SCALE_FLOOR = 1e-4

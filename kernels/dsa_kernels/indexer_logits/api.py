@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from dsa_kernels.checks import check_devices, check_dtype, check_shape
+from dsa_kernels.dims import INDEX_HEAD_DIM
 from dsa_kernels.dispatch import use_triton
 from dsa_kernels.indexer_logits import cpu, reference
-from dsa_kernels.layout import FLOAT_DTYPES, INDEX_HEAD_DIM, check_index_cache
+from dsa_kernels.layout import FLOAT_DTYPES, check_index_cache
 
 _INT_DTYPES = (torch.int32, torch.int64)
 _QUERY_DTYPES = (*FLOAT_DTYPES, torch.float8_e4m3fn)

@@ -18,9 +18,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from dsa_kernels.dims import INDEX_HEAD_DIM
 from dsa_kernels.fp8 import decode_e4m3
 from dsa_kernels.indexer_logits.reference import gather_index_keys
-from dsa_kernels.layout import INDEX_HEAD_DIM
 from dsa_kernels.workspace import scratch
 
 # A tile is [rows x heads, keys]: 4 MB of bf16 products.

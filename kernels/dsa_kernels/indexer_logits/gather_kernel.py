@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dsa_kernels.arch import Arch, arch_of
+from dsa_kernels.dims import INDEX_FP8_BYTES, INDEX_HEAD_DIM
 from dsa_kernels.launch import Launch, launch_config
-from dsa_kernels.layout import INDEX_FP8_BYTES, INDEX_HEAD_DIM
 from dsa_kernels.primitives import load_block
 from dsa_kernels.registration import register
 

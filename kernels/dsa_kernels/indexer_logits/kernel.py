@@ -21,8 +21,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dsa_kernels.arch import Arch, arch_of
+from dsa_kernels.dims import INDEX_FP8_BYTES, INDEX_HEAD_DIM
 from dsa_kernels.launch import Launch, LaunchConfig, launch_config
-from dsa_kernels.layout import INDEX_FP8_BYTES, INDEX_HEAD_DIM
 from dsa_kernels.primitives import dot, e4m3_to_fp16, load_block
 from dsa_kernels.registration import register
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from dsa_kernels.checks import check_devices, check_dtype, check_shape
+from dsa_kernels.dims import KV_LORA_RANK, LATENT_DIM, ROPE_DIM
 from dsa_kernels.dispatch import use_triton
-from dsa_kernels.layout import FLOAT_DTYPES, KV_LORA_RANK, LATENT_DIM, ROPE_DIM, check_latent_cache
+from dsa_kernels.layout import FLOAT_DTYPES, check_latent_cache
 from dsa_kernels.sparse_mla import cpu, reference
 
 _INT_DTYPES = (torch.int32, torch.int64)

@@ -9,15 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dsa_kernels.dims import FP8_BLOCK, KV_LORA_RANK, LATENT_DIM, LATENT_SCALES
 from dsa_kernels.fp8 import decode_e4m3
-from dsa_kernels.layout import (
-    FP8_BLOCK,
-    KV_LORA_RANK,
-    LATENT_DIM,
-    LATENT_SCALES,
-    latent_fp8_views,
-    token_rows,
-)
+from dsa_kernels.layout import latent_fp8_views, token_rows
 from dsa_kernels.sparse_mla.reference import selection
 from dsa_kernels.workspace import TILE_BYTES, scratch
 

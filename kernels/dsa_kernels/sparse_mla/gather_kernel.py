@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dsa_kernels.arch import Arch, arch_of
+from dsa_kernels.dims import FP8_BLOCK, KV_LORA_RANK, LATENT_DIM, LATENT_FP8_BYTES
 from dsa_kernels.launch import Launch, launch_config
-from dsa_kernels.layout import FP8_BLOCK, KV_LORA_RANK, LATENT_DIM, LATENT_FP8_BYTES
 from dsa_kernels.primitives import load_block
 from dsa_kernels.registration import register
 from dsa_kernels.sparse_mla.kernel import load_nope, load_rope

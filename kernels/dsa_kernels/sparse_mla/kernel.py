@@ -14,8 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dsa_kernels.arch import Arch, arch_of
+from dsa_kernels.dims import FP8_BLOCK, KV_LORA_RANK, LATENT_DIM, LATENT_FP8_BYTES, LATENT_SCALES
 from dsa_kernels.launch import Launch, launch_config
-from dsa_kernels.layout import FP8_BLOCK, KV_LORA_RANK, LATENT_DIM, LATENT_FP8_BYTES, LATENT_SCALES
 from dsa_kernels.primitives import decode_e4m3, dot, round_to
 from dsa_kernels.registration import register
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dsa_kernels.layout import FP8_BLOCK, KV_LORA_RANK, LATENT_DIM, latent_fp8_views
+from dsa_kernels.dims import FP8_BLOCK, KV_LORA_RANK, LATENT_DIM
+from dsa_kernels.layout import latent_fp8_views
 from dsa_kernels.workspace import TILE_BYTES
 
 
