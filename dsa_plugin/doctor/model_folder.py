@@ -10,6 +10,7 @@ from typing import Any
 from dsa_plugin.planning.model import ModelShape
 from dsa_plugin.planning.sizes import SCALE_BLOCK
 from dsa_registry import lookup
+from dsa_registry.schema import ModelSizes
 
 # What hosts insist on, and no choice of kernels depends on.
 _COMMON = {
@@ -29,7 +30,6 @@ _COMMON = {
     "topk_group": 1,
     "topk_method": "noaux_tc",
 }
-_NOT_KEYS = {"name", "weights_dtype", "indexer_types"}
 _FP8 = {
     "quant_method": "fp8",
     "activation_scheme": "dynamic",
@@ -48,10 +48,11 @@ def model_folder(name: str, model: ModelShape, scratch: Path) -> Path:
     if Path(name).is_dir():
         return Path(name)
     entry = lookup(model.model_type)
-    sizes = {f.name: getattr(model, f.name) for f in fields(model) if f.name not in _NOT_KEYS}
+    sizes = {field.name: getattr(model, field.name) for field in fields(ModelSizes)}
     config: dict[str, Any] = {
         **_COMMON,
         **sizes,
+        "model_type": model.model_type,
         "architectures": list(entry.architectures),
         "indexer_rope_interleave": entry.indexer_rope_interleave,
         "indexer_types": list(model.indexer_types),

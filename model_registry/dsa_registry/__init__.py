@@ -1,6 +1,7 @@
 """Which model wants which variant of DSA. Standard library only.
 
 One file a model in `models/`: the file's name is the Hugging Face `model_type`, it exports `ENTRY`.
+`reader.py` reads and checks a config.json.
 """
 
 from importlib import import_module

@@ -1,4 +1,7 @@
-"""ModelEntry: what is true of a model on every host; how layers share their top-k."""
+"""ModelEntry: what is true of a model on every host; how layers share their top-k.
+
+Sizes have the names of config.json, which `reader.py` reads.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,28 +15,12 @@ _DEFAULT_SKIP_OFFSET = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """Published numbers of released weights, by the names of config.json.
+class AttentionSizes:
+    """What attention and its caches depend on, before any split over ranks."""
 
-    For documentation and planning; a run takes its numbers from the checkpoint's own config.
-    """
-
-    repositories: tuple[str, ...]
-    """Names on the Hugging Face Hub."""
-    fp8_repositories: tuple[str, ...]
-    """Those whose weights are fp8, with one scale for each 128 x 128 block; the others are bf16."""
-    vocab_size: int
+    hidden_size: int
     num_hidden_layers: int
     num_nextn_predict_layers: int
-    hidden_size: int
-    intermediate_size: int
-    """Of the dense MLP in the first `first_k_dense_replace` layers; the others have experts."""
-    first_k_dense_replace: int
-    moe_intermediate_size: int
-    """Of one expert."""
-    n_routed_experts: int
-    n_shared_experts: int
-    num_experts_per_tok: int
     num_attention_heads: int
     q_lora_rank: int
     kv_lora_rank: int
@@ -43,10 +30,38 @@ class Checkpoint:
     index_n_heads: int
     index_head_dim: int
     index_topk: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSizes(AttentionSizes):
+    """What the whole model's parameters depend on."""
+
+    vocab_size: int
+    max_position_embeddings: int
+    intermediate_size: int
+    """Of the dense MLP in the first `first_k_dense_replace` layers; the others have experts."""
+    first_k_dense_replace: int
+    moe_intermediate_size: int
+    """Of one expert."""
+    n_routed_experts: int
+    n_shared_experts: int
+    num_experts_per_tok: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(ModelSizes):
+    """Published numbers of released weights.
+
+    For documentation and planning; a run takes its numbers from the checkpoint's own config.
+    """
+
+    repositories: tuple[str, ...]
+    """Names on the Hugging Face Hub."""
+    fp8_repositories: tuple[str, ...]
+    """Those whose weights are fp8, with one scale for each 128 x 128 block; the others are bf16."""
     rope_theta: float
     rope_scaling_factor: float | None
     """YaRN's factor; None: plain RoPE."""
-    max_position_embeddings: int
     index_topk_freq: int = 1
     index_skip_topk_offset: int = _DEFAULT_SKIP_OFFSET
     index_share_for_mtp_iteration: bool = False
@@ -79,6 +94,11 @@ class ModelEntry:
     mtp_repeats_vocab: bool
     """Whether checkpoints store embedding and head once more in each MTP layer."""
     checkpoints: tuple[Checkpoint, ...]
+
+    def published(self, key: str) -> str:
+        """The values of released models, for messages."""
+        values = {getattr(checkpoint, key) for checkpoint in self.checkpoints}
+        return " or ".join(str(value) for value in sorted(values))
 
 
 def resolve_indexer_types(

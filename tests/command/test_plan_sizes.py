@@ -286,7 +286,7 @@ def test_quantization(quantization: object, expected: str | None) -> None:
     ("change", "message"),
     [
         ({"model_type": "deepseek_v4"}, r"'deepseek_v4' is not a DSA model.*known: deepseek_v32"),
-        ({"model_type": None}, r"has no model_type"),
+        ({"model_type": None}, r"model: config.json's model_type is None; it must name"),
         ({"vocab_size": "2048"}, r"vocab_size is '2048'; allowed: an integer >= 1"),
         ({"kv_lora_rank": 256}, r"kv_lora_rank is 256; allowed: 512"),
     ],
@@ -300,5 +300,5 @@ def test_bad_config(change: dict[str, object], message: str) -> None:
 def test_missing_keys_are_named_at_once(tmp_path: Path) -> None:
     config = json.loads((make_checkpoint("v32-fp8") / "config.json").read_text())
     del config["vocab_size"], config["index_topk"]
-    with pytest.raises(ValueError, match="lacks vocab_size, index_topk"):
+    with pytest.raises(ValueError, match="lacks index_topk, vocab_size; add what"):
         ModelShape.from_config(str(tmp_path), config)

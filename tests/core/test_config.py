@@ -33,7 +33,7 @@ def test_reads_every_number() -> None:
     config = DSAConfig.from_hf(hf_config())
     assert config == DSAConfig(
         model_type="deepseek_v32",
-        num_heads=16,
+        num_attention_heads=16,
         hidden_size=256,
         num_hidden_layers=4,
         num_nextn_predict_layers=1,
@@ -47,7 +47,6 @@ def test_reads_every_number() -> None:
         index_topk=2048,
         indexer_rope_interleave=False,
         indexer_types=("full",) * 4,
-        index_share_for_mtp_iteration=False,
     )
     assert config.index_topk_pattern == "FFFF"
 
@@ -58,7 +57,6 @@ def test_accepts_every_released_checkpoint(checkpoint: Checkpoint) -> None:
     given = SimpleNamespace(model_type=entry.model_type, **vars(checkpoint))
     config = DSAConfig.from_hf(given)
     assert config.indexer_types == checkpoint.indexer_types
-    assert config.index_share_for_mtp_iteration == checkpoint.index_share_for_mtp_iteration
 
 
 @pytest.mark.parametrize("model_type", ["deepseek_v32", "glm_moe_dsa"])
@@ -78,10 +76,9 @@ def test_draft_config_takes_the_targets_model_type() -> None:
 
 
 def test_sharing_and_mtp_layers() -> None:
-    config = DSAConfig.from_hf(hf_config(index_topk_freq=2, index_share_for_mtp_iteration=True))
+    config = DSAConfig.from_hf(hf_config(index_topk_freq=2))
     assert config.index_topk_pattern == "FFSF"
     assert [layer for layer in range(6) if config.has_indexer(layer)] == [0, 1, 3, 4, 5]
-    assert config.index_share_for_mtp_iteration is True
 
 
 def test_an_ignored_sharing_key_is_said(caplog: pytest.LogCaptureFixture) -> None:
