@@ -289,6 +289,7 @@ def test_quantization(quantization: object, expected: str | None) -> None:
         ({"model_type": None}, r"model: config.json's model_type is None; it must name"),
         ({"vocab_size": "2048"}, r"vocab_size is '2048'; allowed: an integer >= 1"),
         ({"kv_lora_rank": 256}, r"kv_lora_rank is 256; allowed: 512"),
+        ({"n_shared_experts": -1}, r"model: n_shared_experts is -1; allowed: an integer >= 0"),
     ],
 )
 def test_bad_config(change: dict[str, object], message: str) -> None:

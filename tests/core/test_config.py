@@ -49,6 +49,7 @@ def test_reads_every_number() -> None:
         indexer_types=("full",) * 4,
     )
     assert config.index_topk_pattern == "FFFF"
+    assert DSAConfig.from_hf(vars(hf_config())) == config
 
 
 @pytest.mark.parametrize("checkpoint", [c for e in all_entries() for c in e.checkpoints])
