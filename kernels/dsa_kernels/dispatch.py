@@ -42,6 +42,3 @@ def use_triton(device: torch.device) -> bool:
         _logger.warning("%s; running the slow eager reference", refusal)
         return False
     return True
-
-
-torch.compiler.assume_constant_result(use_triton)  # torch.compile asks while it traces

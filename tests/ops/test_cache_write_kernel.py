@@ -304,7 +304,7 @@ def test_padding_is_skipped(dtype: torch.dtype, data: st.DataObject) -> None:
 
 def test_offsets_beyond_int32() -> None:
     """Of pages, tokens, angles and queries written: the same bytes as where they lie together."""
-    from dsa_kernels.cache_write.kernel import index_query_op
+    from dsa_kernels.cache_write import kernel
 
     shapes = (16, 600), (16, 192), (576,), (128,), (2, 128), (2, 128), (64,)
     latents, keys, *inputs = far_apart(torch.float16, *shapes)
@@ -319,7 +319,7 @@ def test_offsets_beyond_int32() -> None:
         norm = (weight[:128], bias, EPS)
         index_cache_write(k, *norm, positions, table, index, slots, interleaved=True)
         outputs = (rotated, torch.empty(3, 2))
-        index_query_op(q, head_weights, positions, table, True, False, *outputs)
+        kernel.index_query(q, head_weights, positions, table, True, False, *outputs)
     for result, expected in zip(far, near, strict=True):
         assert torch.equal(result, expected)
 
@@ -349,7 +349,7 @@ def test_strided_inputs() -> None:
 @pytest.mark.parametrize("tokens", [15, 16, 17, 32, 33])
 def test_nothing_past_the_last_token(tokens: int) -> None:
     """Around the edges of a program's tokens and rows; what lies behind each input is valid."""
-    from dsa_kernels.cache_write.kernel import apply_rope_op
+    from dsa_kernels.cache_write import kernel
 
     k, positions, table = torch.randn(40, 128), torch.arange(40), make_cos_sin_cache(40)
     index = make_index_cache(torch.float32, 3, 16)
@@ -357,20 +357,7 @@ def test_nothing_past_the_last_token(tokens: int) -> None:
     arguments = (k[:tokens], *norm, positions[:tokens], table, index, positions[:tokens])
     index_cache_write(*arguments, interleaved=True)
     x, out = k.view(40, 2, 64).repeat(1, 2, 1), torch.full((40, 4, 64), torch.nan)
-    apply_rope_op(x[:tokens], positions[:tokens], table, True, out[:tokens])
+    kernel.apply_rope(x[:tokens], positions[:tokens], table, True, out[:tokens])
     written = torch.arange(48) < tokens
     assert torch.equal(index.flatten(0, 1).isfinite().all(1), written)
     assert torch.equal(out.isfinite().flatten(1).all(1), written[:40])
-
-
-def test_torch_compile_sees_one_opaque_op() -> None:
-    kv, positions, table = torch.randn(3, 576), torch.arange(3), make_cos_sin_cache(4)
-    cache = make_latent_cache(torch.float32, 2, 16)
-
-    @torch.compile(backend="aot_eager", fullgraph=True)
-    def write(kv: Tensor, cache: Tensor) -> None:
-        latent_cache_write(kv + 0, torch.ones(512), EPS, positions, table, cache, positions)
-
-    write(kv, cache)
-    expected = latent_truth(kv, torch.ones(512), positions)
-    torch.testing.assert_close(cache[0, :3].double(), expected, atol=2e-6, rtol=2e-6)

@@ -314,14 +314,3 @@ def test_paged_tables_may_hold_anything() -> None:
     assert (out[1] == -torch.inf).all()
     assert out[2].isnan().all()  # clamped to pages 0 and 3, which are unwritten
     assert wide[:, 1::2].isnan().all()
-
-
-def test_torch_compile_sees_one_opaque_op() -> None:
-    q, weights, k = inputs(2, 8, 20, torch.float32)
-    start, end = torch.zeros(2).int(), torch.full((2,), 20).int()
-
-    @torch.compile(backend="aot_eager", fullgraph=True)
-    def doubled(q: Tensor, k: Tensor) -> Tensor:
-        return indexer_logits(q, weights, k, start, end) * 2
-
-    assert_within(doubled(q, k) / 2, truth(q, weights, k), bound(q, weights, k))

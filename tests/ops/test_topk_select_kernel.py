@@ -259,14 +259,3 @@ def test_slots_in_the_same_pass(
     assert slots.data_ptr() == wide[:, 5:13].data_ptr()
     assert wide[:, :5].eq(99).all()
     assert wide[:, 13:].eq(99).all()
-
-
-def test_torch_compile_sees_one_opaque_op() -> None:
-    logits, end = torch.randn(2, 30), int32([30, 7])
-
-    @torch.compile(backend="aot_eager", fullgraph=True)
-    def select(logits: Tensor, out: Tensor) -> None:
-        topk_select(logits + 0, 5, None, end, out=out)
-
-    select(logits, out := torch.zeros(2, 5, dtype=torch.int32))
-    assert torch.equal(out, expected_rows(logits, 5, None, end))

@@ -56,9 +56,9 @@ def latent_cache_write(
             kv, norm_weight, eps, positions, cos_sin_cache, cache, slot_mapping
         )
         return
-    from dsa_kernels.cache_write.kernel import latent_cache_write_op
+    from dsa_kernels.cache_write import kernel
 
-    latent_cache_write_op(kv, norm_weight, eps, positions, cos_sin_cache, cache, slot_mapping)
+    kernel.latent_cache_write(kv, norm_weight, eps, positions, cos_sin_cache, cache, slot_mapping)
 
 
 def index_cache_write(
@@ -109,9 +109,9 @@ def index_cache_write(
     if not use_triton(k.device):
         reference.index_cache_write(*arguments, interleaved=interleaved, hadamard=hadamard)
         return
-    from dsa_kernels.cache_write.kernel import index_cache_write_op
+    from dsa_kernels.cache_write import kernel
 
-    index_cache_write_op(*arguments, interleaved, hadamard)
+    kernel.index_cache_write(*arguments, interleaved, hadamard)
 
 
 def index_query(
@@ -161,12 +161,14 @@ def index_query(
             hadamard=hadamard,
             fp8=fp8,
         )
-    from dsa_kernels.cache_write.kernel import index_query_op
+    from dsa_kernels.cache_write import kernel
 
     dtype = torch.float8_e4m3fn if fp8 else q.dtype
     out = torch.empty(q.shape, dtype=dtype, device=q.device)
     out_weights = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-    index_query_op(q, weights, positions, cos_sin_cache, interleaved, hadamard, out, out_weights)
+    kernel.index_query(
+        q, weights, positions, cos_sin_cache, interleaved, hadamard, out, out_weights
+    )
     return out, out_weights
 
 
@@ -205,13 +207,13 @@ def apply_rope(
     if not use_triton(x.device):
         reference.apply_rope(x, positions, cos_sin_cache, interleaved=interleaved, out=out)
         return out
-    from dsa_kernels.cache_write.kernel import apply_rope_op
+    from dsa_kernels.cache_write import kernel
 
     if x.dim() == 2:
-        apply_rope_op(x[:, None], positions, cos_sin_cache, interleaved, out[:, None])
+        kernel.apply_rope(x[:, None], positions, cos_sin_cache, interleaved, out[:, None])
     else:
         rows = x.flatten(1, -2)
-        apply_rope_op(rows, positions, cos_sin_cache, interleaved, out.view(rows.shape))
+        kernel.apply_rope(rows, positions, cos_sin_cache, interleaved, out.view(rows.shape))
     return out
 
 

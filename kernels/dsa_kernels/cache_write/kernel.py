@@ -33,7 +33,6 @@ from dsa_kernels.dims import (
 )
 from dsa_kernels.launch import Launch, launch_config
 from dsa_kernels.primitives import dot, quantise_e4m3, round_to
-from dsa_kernels.registration import register
 
 # fp32's exponent field of the smallest scales: of the scale itself in the latent cache, of
 # amax / 448 in the index cache.
@@ -111,12 +110,6 @@ def apply_rope(
     style = (interleaved, False)
     for launch in query_launches(x, positions, cos_sin_cache, style, out, arch_of(x.device)):
         launch.run()
-
-
-latent_cache_write_op = register(latent_cache_write, writes=("cache",))
-index_cache_write_op = register(index_cache_write, writes=("cache",))
-index_query_op = register(index_query, writes=("out", "out_weights"))
-apply_rope_op = register(apply_rope, writes=("out",))
 
 
 def latent_launches(

@@ -77,11 +77,11 @@ def indexer_logits(
     if not use_triton(q.device):
         run = cpu.indexer_logits if q.device.type == "cpu" else reference.indexer_logits
         return run(q, weights, k, row_start, row_end, k_scale=k_scale, out=out)
-    from dsa_kernels.indexer_logits.kernel import indexer_logits_op
+    from dsa_kernels.indexer_logits import kernel
 
     if out is None:
         out = _new_logits(rows, keys, q.device)
-    indexer_logits_op(q, weights, k, row_start, row_end, k_scale, out)
+    kernel.indexer_logits(q, weights, k, row_start, row_end, k_scale, out)
     return out
 
 
@@ -143,11 +143,11 @@ def indexer_logits_paged(
     if not use_triton(q.device):
         run = cpu.indexer_logits_paged if q.device.type == "cpu" else reference.indexer_logits_paged
         return run(q, weights, cache, block_table, context_lens, max_context_len, out=out)
-    from dsa_kernels.indexer_logits.kernel import indexer_logits_paged_op
+    from dsa_kernels.indexer_logits import kernel
 
     if out is None:
         out = _new_logits(q.shape[0] * q.shape[1], max_context_len, q.device)
-    indexer_logits_paged_op(q, weights, cache, block_table, context_lens, out)
+    kernel.indexer_logits_paged(q, weights, cache, block_table, context_lens, out)
     return out
 
 
@@ -180,12 +180,12 @@ def gather_index_keys(
     check_devices("cache", cache, block_table_row=block_table_row)
     if not use_triton(cache.device):
         return reference.gather_index_keys(cache, block_table_row, num_keys)
-    from dsa_kernels.indexer_logits.gather_kernel import gather_index_keys_op
+    from dsa_kernels.indexer_logits import gather_kernel
 
     fp8 = cache.dtype == torch.uint8
     k = torch.empty(num_keys, INDEX_HEAD_DIM, dtype=cache.dtype, device=cache.device)
     k_scale = torch.empty(num_keys, dtype=torch.float32, device=cache.device) if fp8 else None
-    gather_index_keys_op(cache, block_table_row, k, k_scale)
+    gather_kernel.gather_index_keys(cache, block_table_row, k, k_scale)
     return k.view(torch.float8_e4m3fn) if fp8 else k, k_scale
 
 

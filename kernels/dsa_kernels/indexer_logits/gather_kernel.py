@@ -16,7 +16,6 @@ from dsa_kernels.arch import Arch, arch_of
 from dsa_kernels.dims import INDEX_FP8_BYTES, INDEX_HEAD_DIM
 from dsa_kernels.launch import Launch, launch_config
 from dsa_kernels.primitives import load_block
-from dsa_kernels.registration import register
 
 _HEAD_DIM = tl.constexpr(INDEX_HEAD_DIM)
 
@@ -27,9 +26,6 @@ def gather_index_keys(
     """As the public function, into k, in fp8 as bytes, and k_scale."""
     for launch in launches(cache, block_table_row, k, k_scale, arch_of(cache.device)):
         launch.run()
-
-
-gather_index_keys_op = register(gather_index_keys, writes=("k", "k_scale"))
 
 
 def launches(

@@ -24,7 +24,6 @@ from dsa_kernels.arch import Arch, arch_of
 from dsa_kernels.dims import INDEX_FP8_BYTES, INDEX_HEAD_DIM
 from dsa_kernels.launch import Launch, LaunchConfig, launch_config
 from dsa_kernels.primitives import dot, e4m3_to_fp16, load_block
-from dsa_kernels.registration import register
 
 _HEAD_DIM = tl.constexpr(INDEX_HEAD_DIM)
 _MIN_COLUMNS = 16  # of the matrix instructions of some chips
@@ -58,10 +57,6 @@ def indexer_logits_paged(
         q, weights, cache, block_table, context_lens, out, arch_of(q.device)
     ):
         launch.run()
-
-
-indexer_logits_op = register(indexer_logits, writes=("out",))
-indexer_logits_paged_op = register(indexer_logits_paged, writes=("out",))
 
 
 def launches(

@@ -79,9 +79,9 @@ def sparse_mla(
     if lse is None:
         lse = torch.empty(rows, heads, dtype=torch.float32, device=q.device)
     if use_triton(q.device):
-        from dsa_kernels.sparse_mla.kernel import sparse_mla_op
+        from dsa_kernels.sparse_mla import kernel
 
-        sparse_mla_op(q, cache, slots, topk_length, softmax_scale, out, lse)
+        kernel.sparse_mla(q, cache, slots, topk_length, softmax_scale, out, lse)
     else:
         run = cpu.sparse_mla if q.device.type == "cpu" else reference.sparse_mla
         run(q, cache, slots, topk_length, softmax_scale, out, lse)
@@ -137,9 +137,9 @@ def masked_mha(
     if out is None:
         out = torch.empty(rows, heads, v.shape[2], dtype=q.dtype, device=q.device)
     if use_triton(q.device):
-        from dsa_kernels.sparse_mla.masked_kernel import masked_mha_op
+        from dsa_kernels.sparse_mla import masked_kernel
 
-        masked_mha_op(q, k, v, topk_indices, softmax_scale, out)
+        masked_kernel.masked_mha(q, k, v, topk_indices, softmax_scale, out)
     else:
         run = cpu.masked_mha if q.device.type == "cpu" else reference.masked_mha
         run(q, k, v, topk_indices, softmax_scale, out)
@@ -177,10 +177,10 @@ def gather_latents(
     check_devices("cache", cache, block_table_row=block_table_row)
     if not use_triton(cache.device):
         return reference.gather_latents(cache, block_table_row, num_keys, dtype)
-    from dsa_kernels.sparse_mla.gather_kernel import gather_latents_op
+    from dsa_kernels.sparse_mla import gather_kernel
 
     latents = torch.empty(num_keys, LATENT_DIM, dtype=dtype, device=cache.device)
-    gather_latents_op(cache, block_table_row, latents)
+    gather_kernel.gather_latents(cache, block_table_row, latents)
     return latents
 
 

@@ -16,7 +16,6 @@ from dsa_kernels.arch import Arch, arch_of
 from dsa_kernels.dims import FP8_BLOCK, KV_LORA_RANK, LATENT_DIM, LATENT_FP8_BYTES
 from dsa_kernels.launch import Launch, launch_config
 from dsa_kernels.primitives import load_block
-from dsa_kernels.registration import register
 from dsa_kernels.sparse_mla.kernel import load_nope, load_rope
 
 _LATENT_DIM, _NOPE = tl.constexpr(LATENT_DIM), tl.constexpr(KV_LORA_RANK)
@@ -27,9 +26,6 @@ def gather_latents(cache: Tensor, block_table_row: Tensor, latents: Tensor) -> N
     """As the public function, into `latents`."""
     for launch in launches(cache, block_table_row, latents, arch_of(cache.device)):
         launch.run()
-
-
-gather_latents_op = register(gather_latents, writes=("latents",))
 
 
 def launches(cache: Tensor, block_table_row: Tensor, latents: Tensor, arch: Arch) -> list[Launch]:

@@ -17,7 +17,6 @@ from dsa_kernels.arch import Arch, arch_of
 from dsa_kernels.dims import FP8_BLOCK, KV_LORA_RANK, LATENT_DIM, LATENT_FP8_BYTES, LATENT_SCALES
 from dsa_kernels.launch import Launch, launch_config
 from dsa_kernels.primitives import decode_e4m3, dot, round_to
-from dsa_kernels.registration import register
 
 _MAX_SPLITS = 32
 _NOPE = tl.constexpr(KV_LORA_RANK)
@@ -43,9 +42,6 @@ def sparse_mla(
     arch = arch_of(q.device)
     for launch in launches(q, cache, slots, topk_length, softmax_scale, out, lse, arch):
         launch.run()
-
-
-sparse_mla_op = register(sparse_mla, writes=("out", "lse"))
 
 
 def launches(

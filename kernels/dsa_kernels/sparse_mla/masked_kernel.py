@@ -19,7 +19,6 @@ from torch import Tensor
 from dsa_kernels.arch import Arch, arch_of
 from dsa_kernels.launch import Launch, launch_config
 from dsa_kernels.primitives import dot, round_to
-from dsa_kernels.registration import register
 from dsa_kernels.sparse_mla.kernel import strides
 
 _WORD = tl.constexpr(32)  # keys whose bits are one integer
@@ -34,9 +33,6 @@ def masked_mha(
     """As the public function, into `out`."""
     for launch in launches(q, k, v, topk_indices, softmax_scale, out, arch_of(q.device)):
         launch.run()
-
-
-masked_mha_op = register(masked_mha, writes=("out",))
 
 
 def launches(

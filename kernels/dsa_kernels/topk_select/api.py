@@ -47,11 +47,11 @@ def topk_select(
     _check_select(logits, k, row_start, row_end, out)
     if not use_triton(logits.device):
         return _torch_select(logits)(logits, k, row_start, row_end, out=out)
-    from dsa_kernels.topk_select.kernel import topk_select_op
+    from dsa_kernels.topk_select import kernel
 
     if out is None:
         out = torch.empty(logits.shape[0], k, dtype=torch.int32, device=logits.device)
-    topk_select_op(logits, k, row_start, row_end, out)
+    kernel.topk_select(logits, k, row_start, row_end, out)
     return out
 
 
@@ -91,9 +91,11 @@ def topk_select_slots(
     if slots is None:
         slots = torch.empty(rows, k, dtype=torch.int64, device=logits.device)
     if use_triton(logits.device):
-        from dsa_kernels.topk_select.kernel import topk_select_slots_op
+        from dsa_kernels.topk_select import kernel
 
-        topk_select_slots_op(logits, k, row_end, block_table, request_ids, block_size, out, slots)
+        kernel.topk_select_slots(
+            logits, k, row_end, block_table, request_ids, block_size, out, slots
+        )
     else:
         _torch_select(logits)(logits, k, None, row_end, out=out)
         slots.copy_(reference.topk_slots(out, block_table, request_ids, block_size))
@@ -125,10 +127,10 @@ def topk_slots(
     check_devices("topk_indices", topk_indices, block_table=block_table, request_ids=request_ids)
     if not use_triton(topk_indices.device):
         return reference.topk_slots(topk_indices, block_table, request_ids, block_size)
-    from dsa_kernels.topk_select.kernel import topk_slots_op
+    from dsa_kernels.topk_select import kernel
 
     slots = torch.empty(topk_indices.shape, dtype=torch.int64, device=topk_indices.device)
-    topk_slots_op(topk_indices, block_table, request_ids, block_size, slots)
+    kernel.topk_slots(topk_indices, block_table, request_ids, block_size, slots)
     return slots
 
 

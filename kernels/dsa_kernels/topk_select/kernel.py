@@ -23,7 +23,6 @@ from torch import Tensor
 
 from dsa_kernels.arch import Arch, arch_of
 from dsa_kernels.launch import Launch, LaunchConfig, launch_config
-from dsa_kernels.registration import register
 
 
 def topk_select(
@@ -57,11 +56,6 @@ def topk_slots(
     arch = arch_of(topk_indices.device)
     for launch in slots_launches(topk_indices, block_table, request_ids, block_size, out, arch):
         launch.run()
-
-
-topk_select_op = register(topk_select, writes=("out",))
-topk_select_slots_op = register(topk_select_slots, writes=("out", "slots"))
-topk_slots_op = register(topk_slots, writes=("out",))
 
 
 @dataclass(frozen=True)
