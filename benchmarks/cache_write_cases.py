@@ -12,7 +12,7 @@ from peers import Run, runs
 from random_caches import BLOCK_SIZE
 from torch import Tensor
 
-from dsa_kernels.cache_write import index_cache_write, index_query, latent_cache_write
+from dsa_kernels.cache_write import Norm, Rope, index_cache_write, index_query, latent_cache_write
 from dsa_kernels.dims import (
     INDEX_FP8_BYTES,
     INDEX_HEAD_DIM,
@@ -82,12 +82,13 @@ def _query(scale: Scale, rows: int) -> Case:
     """RoPE, Hadamard, quantisation and head weights; no library has it as one kernel."""
     nbytes = rows * (HEADS * (3 * INDEX_HEAD_DIM + 6) + 4 * ROPE_DIM)
     table = _cos_sin(scale)
+    rope = Rope(table, interleaved=False)
     ours: list[Run] = []
     for _ in range(scale.copies(nbytes)):
         q = torch.randn(rows, HEADS, INDEX_HEAD_DIM, device=scale.device).bfloat16()
         weights = torch.randn(rows, HEADS, device=scale.device).bfloat16()
         positions = torch.randint(len(table), (rows,), device=scale.device)
-        ours.append(partial(_index_query, q, weights, positions, table))
+        ours.append(partial(_index_query, q, weights, rope, positions))
     return Case(
         op="cache_write",
         name=f"index query, {rows} rows, {HEADS} heads, fp8",
@@ -131,9 +132,10 @@ def _ours(
 ) -> Tensor:
     latent, index = _caches(pages)
     kv, k = x.split([LATENT_DIM, INDEX_HEAD_DIM], 1)
-    latent_cache_write(kv, norm, EPS, positions, table, latent, slots)
     weight, bias = index_norm
-    index_cache_write(k, weight, bias, EPS, positions, table, index, slots, interleaved=False)
+    pairs, halves = Rope(table, interleaved=True), Rope(table, interleaved=False)
+    latent_cache_write(kv, Norm(norm, EPS), pairs, positions, latent, slots)
+    index_cache_write(k, Norm(weight, EPS, bias), halves, positions, index, slots)
     return pages
 
 
@@ -176,5 +178,5 @@ def _vllm(
     return pages
 
 
-def _index_query(q: Tensor, weights: Tensor, positions: Tensor, table: Tensor) -> Tensor:
-    return index_query(q, weights, positions, table, interleaved=False, hadamard=True, fp8=True)[0]
+def _index_query(q: Tensor, weights: Tensor, rope: Rope, positions: Tensor) -> Tensor:
+    return index_query(q, weights, rope, positions, hadamard=True, fp8=True)[0]

@@ -8,7 +8,7 @@ import torch
 from random_caches import BLOCK_SIZE, block_table, index_cache, latent_cache
 from torch import Tensor
 
-from dsa_kernels.cache_write import apply_rope
+from dsa_kernels.cache_write import Norm, Rope, apply_rope
 from dsa_kernels.dims import INDEX_HEAD_DIM, KV_LORA_RANK, LATENT_DIM, ROPE_DIM
 from dsa_kernels.sparse_mla import gather_latents
 from dsa_kernels.testing import make_cos_sin_cache
@@ -67,7 +67,7 @@ class Layer:
         """What dense MLA has in common: stores the latents; q_nope and rotated q_pe."""
         attention.write_latent(self.mla, self.kv, self.positions, self.latent_cache, self.metadata)
         q_nope, q_pe = self.q.split([NOPE, ROPE_DIM], -1)
-        return q_nope, apply_rope(q_pe, self.positions, self.mla.cos_sin_cache, interleaved=True)
+        return q_nope, apply_rope(q_pe, self.mla.rope, self.positions)
 
     def absorbed_query(self) -> Tensor:
         """[T, heads, 576]"""
@@ -110,14 +110,13 @@ def make_layer(
     )
     mla = attention.MLAWeights(
         softmax_scale=(NOPE + ROPE_DIM) ** -0.5,
-        kv_norm=torch.ones(KV_LORA_RANK, device=device),
-        kv_norm_eps=EPS,
+        kv_norm=Norm(torch.ones(KV_LORA_RANK, device=device), EPS),
         w_uk=randn(heads, NOPE, KV_LORA_RANK, std=KV_LORA_RANK**-0.5),
         w_uv=randn(heads, KV_LORA_RANK, V_HEAD_DIM, std=KV_LORA_RANK**-0.5),
-        cos_sin_cache=cos_sin,
+        rope=Rope(cos_sin, interleaved=True),
     )
-    norm = torch.nn.LayerNorm(INDEX_HEAD_DIM, eps=EPS, device=device).requires_grad_(False)
-    indexer = attention.Indexer(norm, False, cos_sin)
+    ones, zeros = torch.tensor([[1.0], [0.0]], device=device).repeat(1, INDEX_HEAD_DIM)
+    indexer = attention.Indexer(Norm(ones, EPS, zeros), Rope(cos_sin, interleaved=False))
     inputs = attention.IndexerInputs(
         q=randn(total, INDEX_HEADS, INDEX_HEAD_DIM),
         k=randn(total, INDEX_HEAD_DIM),

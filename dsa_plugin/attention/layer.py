@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dsa_kernels.cache_write import apply_rope, index_cache_write, index_query, latent_cache_write
+from dsa_kernels.cache_write import Norm, Rope, apply_rope, index_cache_write, index_query, latent_cache_write
 from dsa_kernels.dims import KV_LORA_RANK, LATENT_DIM, ROPE_DIM
 from dsa_kernels.indexer_logits import (
     gather_index_keys,
@@ -31,18 +31,17 @@ class MLAWeights:
 
     Attributes:
         softmax_scale: of the queries' q.k, YaRN's mscale^2 included.
-        kv_norm: [512] RMSNorm weight of the latent; `kv_norm_eps` its epsilon.
+        kv_norm: RMSNorm of the latent, 512 values.
         w_uk: [heads, qk_nope_head_dim, 512], absorbs the key's up-projection into the query.
         w_uv: [heads, 512, v_head_dim], the value's up-projection.
-        cos_sin_cache: [max_position, 64], cos then sin, YaRN included.
+        rope: of queries and latents, interleaved.
     """
 
     softmax_scale: float
-    kv_norm: Tensor
-    kv_norm_eps: float
+    kv_norm: Norm
     w_uk: Tensor
     w_uv: Tensor
-    cos_sin_cache: Tensor
+    rope: Rope
 
 
 @dataclass
@@ -50,14 +49,12 @@ class Indexer:
     """The lightning indexer's constants of one layer.
 
     Attributes:
-        k_norm: of the index key, 128 values.
-        interleaved: RoPE style of the indexer: pairs (2i, 2i+1) if true, halves (i, i+32) if not.
-        cos_sin_cache: [max_position, 64].
+        k_norm: LayerNorm of the index key, 128 values.
+        rope: of index queries and keys, interleaved or not as the model's indexer is.
     """
 
-    k_norm: nn.LayerNorm
-    interleaved: bool
-    cos_sin_cache: Tensor
+    k_norm: Norm
+    rope: Rope
 
 
 @dataclass
@@ -146,15 +143,7 @@ def write_latent(
 ) -> None:
     """Normalise, rotate and store this pass's latents; kv [T, 576] comes from the projection."""
     count("latent_cache_write")
-    latent_cache_write(
-        kv,
-        mla.kv_norm,
-        mla.kv_norm_eps,
-        positions,
-        mla.cos_sin_cache,
-        cache,
-        metadata.slot_mapping,
-    )
+    latent_cache_write(kv, mla.kv_norm, mla.rope, positions, cache, metadata.slot_mapping)
 
 
 def write_index_key(
@@ -167,14 +156,11 @@ def write_index_key(
     count("index_cache_write")
     index_cache_write(
         k,
-        indexer.k_norm.weight,
-        indexer.k_norm.bias,
-        indexer.k_norm.eps,
+        indexer.k_norm,
+        indexer.rope,
         positions,
-        indexer.cos_sin_cache,
         cache,
         metadata.slot_mapping,
-        interleaved=indexer.interleaved,
         hadamard=_is_fp8(cache),
     )
 
@@ -204,9 +190,8 @@ def select(
     q, weights = index_query(
         inputs.q,
         inputs.weights,
+        indexer.rope,
         positions,
-        indexer.cos_sin_cache,
-        interleaved=indexer.interleaved,
         hadamard=_is_fp8(cache),
         fp8=_is_fp8(cache),
     )
@@ -354,7 +339,7 @@ def _absorbed(mla: MLAWeights, q: Tensor, positions: Tensor) -> Tensor:
 
 def _rotate_into(query: Tensor, mla: MLAWeights, q: Tensor, positions: Tensor) -> None:
     q_pe, out = q[..., -ROPE_DIM:], query[..., -ROPE_DIM:]
-    apply_rope(q_pe, positions, mla.cos_sin_cache, interleaved=True, out=out)
+    apply_rope(q_pe, mla.rope, positions, out=out)
 
 
 def _select_all(context_lens: Tensor, topk_indices: Tensor) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dsa_kernels.arch import arch_of
+from dsa_kernels.cache_write import Norm, Rope
 from dsa_kernels.launch import Launch
 from dsa_kernels.sparse_mla import masked_mha
 from dsa_kernels.testing import make_cos_sin_cache
@@ -56,11 +57,10 @@ def prefill(workspace_bytes: int) -> Prefill:
     return Prefill(
         mla=attention.MLAWeights(
             softmax_scale=SCALE,
-            kv_norm=torch.ones(512),
-            kv_norm_eps=1e-6,
+            kv_norm=Norm(torch.ones(512), 1e-6),
             w_uk=torch.randn(HEADS, NOPE, 512) / 512**0.5,
             w_uv=torch.randn(HEADS, 512, V_HEAD_DIM) / 512**0.5,
-            cos_sin_cache=make_cos_sin_cache(KEYS),
+            rope=Rope(make_cos_sin_cache(KEYS), interleaved=True),
         ),
         q=torch.randn(ROWS, HEADS, NOPE + 64),
         positions=positions,

@@ -22,6 +22,7 @@ from torch import Tensor
 
 import dsa_kernels
 from dsa_kernels.arch import ARCHS
+from dsa_kernels.cache_write import Norm, Rope
 from dsa_kernels.launch import Launch
 from dsa_kernels.testing import make_cos_sin_cache
 from dsa_plugin.attention import layer as attention
@@ -170,13 +171,13 @@ class Layer:
         table = make_cos_sin_cache(16)
         self.mla = attention.MLAWeights(
             softmax_scale=0.1,
-            kv_norm=zeros(512),
-            kv_norm_eps=1e-6,
+            kv_norm=Norm(zeros(512), 1e-6),
             w_uk=zeros(HEADS, NOPE, 512),
             w_uv=zeros(HEADS, 512, V_HEAD_DIM),
-            cos_sin_cache=table,
+            rope=Rope(table, interleaved=True),
         )
-        self.indexer = attention.Indexer(torch.nn.LayerNorm(128), False, table)
+        norm = Norm(torch.ones(128), 1e-6, torch.zeros(128))
+        self.indexer = attention.Indexer(norm, Rope(table, interleaved=False))
 
     def warm_up(self, batch: DSAMetadata) -> None:
         q, inputs = zeros(1, HEADS, NOPE + 64), self.inputs(1)

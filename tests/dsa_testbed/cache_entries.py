@@ -7,8 +7,15 @@ import math
 import torch
 from torch import Tensor
 
+from dsa_kernels.cache_write import Rope
+from dsa_kernels.testing import make_cos_sin_cache
+
 HALF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}  # relative error of one rounding
 EPS = 1e-6
+
+
+def make_rope(max_position: int, interleaved: bool) -> Rope:
+    return Rope(make_cos_sin_cache(max_position), interleaved)
 
 
 def rope_truth(x: Tensor, positions: Tensor, interleaved: bool, theta: float = 1e4) -> Tensor:

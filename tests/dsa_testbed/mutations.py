@@ -41,12 +41,12 @@ def apply() -> None:
     print(f"dsa test mutation applied: {name}", file=sys.stderr, flush=True)
 
 
-def _flip(keyword: str, default: bool = False) -> Wrapper:
+def _flip(keyword: str) -> Wrapper:
     """The function, with a boolean keyword argument inverted."""
 
     def wrap(function: Function) -> Function:
         def flipped(*args: Any, **kwargs: Any) -> Any:
-            return function(*args, **kwargs | {keyword: not kwargs.get(keyword, default)})
+            return function(*args, **kwargs | {keyword: not kwargs.get(keyword, False)})
 
         return flipped
 
@@ -63,6 +63,14 @@ def _argument(index: int, change: Callable[[Any], Any]) -> Wrapper:
         return changed
 
     return wrap
+
+
+def _other_style(rope: Any) -> Any:
+    return dataclasses.replace(rope, interleaved=not rope.interleaved)
+
+
+def _without_bias(norm: Any) -> Any:
+    return dataclasses.replace(norm, bias=norm.bias * 0)
 
 
 def _topk_minus_one(function: Function) -> Function:
@@ -211,11 +219,11 @@ def _as_captured(function: Function) -> Function:
 MUTATIONS: dict[str, dict[str, Wrapper]] = {
     # Query and key of the indexer rotate pairs where the model rotates halves, or the reverse.
     "indexer_rope_style": {
-        "index_query": _flip("interleaved"),
-        "index_cache_write": _flip("interleaved"),
+        "index_query": _argument(2, _other_style),
+        "index_cache_write": _argument(2, _other_style),
     },
-    "index_query_rope_style": {"index_query": _flip("interleaved")},
-    "query_rope_style": {"apply_rope": _flip("interleaved", default=True)},
+    "index_query_rope_style": {"index_query": _argument(2, _other_style)},
+    "query_rope_style": {"apply_rope": _argument(1, _other_style)},
     # The key is rotated by the Hadamard matrix and the query is not, or the reverse.
     "hadamard_one_side": {"index_cache_write": _flip("hadamard")},
     "topk_minus_one": {
@@ -229,7 +237,7 @@ MUTATIONS: dict[str, dict[str, Wrapper]] = {
     "dense_attention": {"attend": _dense},
     "index_key_not_written_short_prompt": {"write_index_key": _short_prompts_unwritten},
     "stale_index_page": {"write_index_key": _last_slot_stale},
-    "index_key_bias": {"index_cache_write": _argument(2, lambda bias: bias * 0)},
+    "index_key_bias": {"index_cache_write": _argument(1, _without_bias)},
     "index_weights_unsigned": {"index_query": _absolute_weights},
     # Without YaRN's mscale^2 (factor 40); in GLM, just wrong.
     "softmax_scale": {"sparse_mla": _argument(3, lambda scale: scale / 1.8738542)},

@@ -11,15 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dsa_kernels.cache_write import apply_rope, index_cache_write, index_query, latent_cache_write
+from dsa_kernels.cache_write import (
+    Norm,
+    Rope,
+    apply_rope,
+    index_cache_write,
+    index_query,
+    latent_cache_write,
+)
 from dsa_kernels.layout import index_fp8_views, latent_fp8_views
-from dsa_kernels.testing import make_cos_sin_cache, make_index_cache, make_latent_cache
+from dsa_kernels.testing import make_index_cache, make_latent_cache
 from dsa_testbed.cache_entries import (
     EPS,
     HALF,
     hadamard_truth,
     index_truth,
     latent_truth,
+    make_rope,
     norm_truth,
     rope_truth,
 )
@@ -32,32 +40,31 @@ pytestmark = pytest.mark.usefixtures("poisoned_empty")
 def test_rope(shape: tuple[int, ...], interleaved: bool) -> None:
     x = torch.randn(*shape[:-1], 100)[..., 7:71]  # not contiguous
     positions = torch.tensor([0, 1, 17, 4099, 163839])
-    table = make_cos_sin_cache(163840)
-    result = apply_rope(x, positions, table, interleaved=interleaved)
+    rope = make_rope(163840, interleaved)
+    result = apply_rope(x, rope, positions)
     torch.testing.assert_close(
         result.double(), rope_truth(x, positions, interleaved), atol=1e-6, rtol=1e-6
     )
     assert result.is_contiguous()
-    again = apply_rope(x, positions.int(), table, interleaved=interleaved)
+    again = apply_rope(x, rope, positions.int())
     assert torch.equal(result, again)
 
 
 @pytest.mark.parametrize("shape", [(5, 64), (5, 3, 64)])
 def test_rope_into_part_of_a_tensor(shape: tuple[int, ...]) -> None:
-    x, positions, table = torch.randn(shape), torch.arange(5), make_cos_sin_cache(5)
+    x, positions, rope = torch.randn(shape), torch.arange(5), make_rope(5, interleaved=True)
     wide = torch.full((*shape[:-1], 200), torch.nan)
     out = wide[..., 20:148:2]
-    result = apply_rope(x, positions, table, interleaved=True, out=out)
+    result = apply_rope(x, rope, positions, out=out)
     assert result.data_ptr() == out.data_ptr()
-    assert torch.equal(out, apply_rope(x, positions, table, interleaved=True))
+    assert torch.equal(out, apply_rope(x, rope, positions))
     assert int(wide.isnan().sum()) == x[..., 0].numel() * (200 - 64)
 
 
 @pytest.mark.parametrize("dtype", HALF)
 def test_rope_rounds_once(dtype: torch.dtype) -> None:
     x, positions = torch.randn(65, 4, 64).to(dtype), torch.arange(65)
-    table = make_cos_sin_cache(65)
-    result = apply_rope(x, positions, table, interleaved=False)
+    result = apply_rope(x, make_rope(65, interleaved=False), positions)
     truth = rope_truth(x, positions, False)
     assert result.dtype == dtype
     assert ((result.double() - truth).abs() <= HALF[dtype] * truth.abs() + 2e-6).all()
@@ -72,7 +79,7 @@ def test_latent_fp32(block_size: int, tokens: int) -> None:
     cache = make_latent_cache(torch.float32, blocks, block_size, gap=640)
     storage = cache.as_strided((cache.untyped_storage().nbytes() // 4,), (1,), 0)
     slots = torch.randperm(blocks * block_size)[:tokens]
-    latent_cache_write(kv, weight, EPS, positions, make_cos_sin_cache(5000), cache, slots)
+    latent_cache_write(kv, Norm(weight, EPS), make_rope(5000, True), positions, cache, slots)
     written = cache[slots // block_size, slots % block_size]
     torch.testing.assert_close(
         written.double(), latent_truth(kv, weight, positions), atol=2e-6, rtol=2e-6
@@ -87,7 +94,7 @@ def test_latent_half_rounds_once(dtype: torch.dtype) -> None:
     positions = torch.arange(65)
     cache = make_latent_cache(dtype, 2, 64)
     slots = torch.arange(65) + 20
-    latent_cache_write(kv, weight, EPS, positions, make_cos_sin_cache(65), cache, slots)
+    latent_cache_write(kv, Norm(weight, EPS), make_rope(65, True), positions, cache, slots)
     truth = latent_truth(kv, weight, positions)
     result = cache.flatten(0, 1)[slots].double()
     assert ((result - truth).abs() <= HALF[dtype] * truth.abs() * 1.001 + 4e-6).all()
@@ -101,7 +108,9 @@ def test_latent_fp8_bytes() -> None:
     cache = make_latent_cache(torch.uint8, 3, 64, gap=16)
     before = cache.clone()
     position = torch.zeros(1, dtype=torch.int64)
-    latent_cache_write(kv, weight, 0.0, position, make_cos_sin_cache(1), cache, position + 64 + 5)
+    latent_cache_write(
+        kv, Norm(weight, 0.0), make_rope(1, True), position, cache, position + 64 + 5
+    )
     expected = (
         bytes([0x7E, 0xFE]) * 64  # +-448 at scale 1
         + bytes([0x78, 0xF8]) * 64  # +-1 = +-256 * 2^-8: 1/448 rounds up to 1/256
@@ -120,7 +129,7 @@ def test_latent_fp8_error() -> None:
     kv[:, :128] *= 300  # the other blocks meet the floor of the scale
     cache = make_latent_cache(torch.uint8, 3, 64)
     latent_cache_write(
-        kv, weight, EPS, positions, make_cos_sin_cache(130), cache, torch.arange(130)
+        kv, Norm(weight, EPS), make_rope(130, True), positions, cache, torch.arange(130)
     )
     nope, scale, rope = (view.flatten(0, 1)[:130] for view in latent_fp8_views(cache))
     truth = latent_truth(kv, weight, positions)
@@ -145,14 +154,11 @@ def test_index_fp32(interleaved: bool, hadamard: bool) -> None:
     slots = torch.randperm(192)[:65]
     index_cache_write(
         k,
-        weight,
-        bias,
-        EPS,
+        Norm(weight, EPS, bias),
+        make_rope(5000, interleaved),
         positions,
-        make_cos_sin_cache(5000),
         cache,
         slots,
-        interleaved=interleaved,
         hadamard=hadamard,
     )
     truth = index_truth(norm_truth(k, weight, bias), positions, interleaved)
@@ -167,10 +173,8 @@ def test_index_bf16_rounds_at_each_step() -> None:
     k, weight, bias = torch.randn(65, 128).bfloat16(), torch.randn(128), torch.randn(128)
     positions, slots = torch.arange(65), torch.arange(65)
     cache = make_index_cache(torch.bfloat16, 2, 64)
-    table = make_cos_sin_cache(65)
-    index_cache_write(
-        k, weight, bias, EPS, positions, table, cache, slots, interleaved=False, hadamard=True
-    )
+    norm, rope = Norm(weight, EPS, bias), make_rope(65, interleaved=False)
+    index_cache_write(k, norm, rope, positions, cache, slots, hadamard=True)
     normed = norm_truth(k, weight, bias).bfloat16()
     rotated = index_truth(normed, positions, interleaved=False).bfloat16()
     truth = (rotated.double() @ hadamard_truth()).bfloat16()
@@ -194,14 +198,11 @@ def test_index_fp8_bytes(block_size: int) -> None:
     ):
         index_cache_write(
             torch.randn(1, 128),
-            torch.zeros(128),
-            torch.full((128,), value),
-            EPS,
+            Norm(torch.zeros(128), EPS, torch.full((128,), value)),
+            make_rope(1, interleaved=False),
             zero,
-            make_cos_sin_cache(1),
             cache,
             zero + slot,
-            interleaved=False,
         )
         page, offset = pages[slot // block_size], slot % block_size
         page[128 * offset : 128 * offset + 128] = bytes([code]) * 128
@@ -219,9 +220,8 @@ def test_fp8_scale_is_exact_at_powers_of_two(dtype: torch.dtype, amax: float) ->
     _, weights = index_query(
         q,
         torch.ones(1, 1),
+        make_rope(1, interleaved=True),
         torch.zeros(1).long(),
-        make_cos_sin_cache(1),
-        interleaved=True,
         fp8=True,
     )
     scale = 2.0**-22
@@ -234,17 +234,15 @@ def test_fp8_scale_is_exact_at_powers_of_two(dtype: torch.dtype, amax: float) ->
 @pytest.mark.parametrize("interleaved", [True, False])
 def test_query(heads: int, interleaved: bool) -> None:
     q, weights = torch.randn(300, heads, 128), torch.randn(300, heads).bfloat16()
-    positions, table = torch.arange(300), make_cos_sin_cache(300)
-    rotated, scaled = index_query(q, weights, positions, table, interleaved=interleaved)
+    positions, rope = torch.arange(300), make_rope(300, interleaved)
+    rotated, scaled = index_query(q, weights, rope, positions)
     truth = index_truth(q, positions, interleaved)
     torch.testing.assert_close(rotated.double(), truth, atol=2e-6, rtol=2e-6)
     assert scaled.dtype == torch.float32
     factor = heads**-0.5 * 128**-0.5
     torch.testing.assert_close(scaled.double(), weights.double() * factor, atol=0, rtol=1e-6)
 
-    quantised, rescaled = index_query(
-        q, weights, positions, table, interleaved=interleaved, hadamard=True, fp8=True
-    )
+    quantised, rescaled = index_query(q, weights, rope, positions, hadamard=True, fp8=True)
     scale = rescaled / scaled
     torch.testing.assert_close(scale.log2(), scale.log2().round(), atol=1e-4, rtol=0)
     truth = truth @ hadamard_truth()
@@ -255,26 +253,21 @@ def test_query(heads: int, interleaved: bool) -> None:
 def test_hadamard_keeps_scores() -> None:
     """On both sides it changes no dot product; on one side it changes all."""
     q, k, positions = torch.randn(9, 4, 128), torch.randn(9, 128), torch.arange(9)
-    table, ones = make_cos_sin_cache(9), torch.ones(9, 4)
+    rope, ones = make_rope(9, interleaved=False), torch.ones(9, 4)
     keys, queries = [], []
     for hadamard in (False, True):
         cache = make_index_cache(torch.float32, 1, 16)
         index_cache_write(
             k,
-            torch.ones(128),
-            torch.zeros(128),
-            EPS,
+            Norm(torch.ones(128), EPS, torch.zeros(128)),
+            rope,
             positions,
-            table,
             cache,
             positions,
-            interleaved=False,
             hadamard=hadamard,
         )
         keys.append(cache[0, :9])
-        queries.append(
-            index_query(q, ones, positions, table, interleaved=False, hadamard=hadamard)[0]
-        )
+        queries.append(index_query(q, ones, rope, positions, hadamard=hadamard)[0])
     plain, both, one = (queries[a] @ keys[b].T for a, b in ((0, 0), (1, 1), (0, 1)))
     torch.testing.assert_close(plain, both, atol=5e-5, rtol=1e-5)
     assert (plain - one).abs().mean() > 1
@@ -291,24 +284,21 @@ def test_padding_is_skipped(dtype: torch.dtype, data: st.DataObject) -> None:
     slots = [data.draw(bad) if data.draw(st.booleans()) else slot for slot in real]
     keep = [token for token, slot in enumerate(slots) if 0 <= slot < 12]
     kv, k, positions = torch.randn(tokens, 576), torch.randn(tokens, 128), torch.arange(tokens)
-    table, mapping = make_cos_sin_cache(16), torch.tensor(slots, dtype=torch.int64)
+    rope, mapping = make_rope(16, interleaved=True), torch.tensor(slots, dtype=torch.int64)
     results = []
     for rows in (list(range(tokens)), keep):
         latent = make_latent_cache(dtype, 3, 4, gap=8)
         index = make_index_cache(dtype, 3, 4, gap=8)
         latent_cache_write(
-            kv[rows], torch.ones(512), EPS, positions[rows], table, latent, mapping[rows]
+            kv[rows], Norm(torch.ones(512), EPS), rope, positions[rows], latent, mapping[rows]
         )
         index_cache_write(
             k[rows],
-            torch.ones(128),
-            torch.zeros(128),
-            EPS,
+            Norm(torch.ones(128), EPS, torch.zeros(128)),
+            rope,
             positions[rows],
-            table,
             index,
             mapping[rows],
-            interleaved=True,
         )
         results.append((latent.view(torch.uint8), index.view(torch.uint8)))
     (latent, index), (latent_alone, index_alone) = results
@@ -329,10 +319,9 @@ def test_views_copy_nothing() -> None:
 def _latent_arguments() -> dict[str, Any]:
     return {
         "kv": torch.randn(2, 576),
-        "norm_weight": torch.ones(512),
-        "eps": EPS,
+        "norm": Norm(torch.ones(512), EPS),
+        "rope": make_rope(4, interleaved=True),
         "positions": torch.arange(2),
-        "cos_sin_cache": make_cos_sin_cache(4),
         "cache": make_latent_cache(torch.float32, 1, 4),
         "slot_mapping": torch.arange(2),
     }
@@ -343,10 +332,26 @@ def _latent_arguments() -> dict[str, Any]:
     [
         ("kv", torch.randn(2, 512), r"kv: shape \(2, 512\).*\[T, 576\]"),
         ("kv", torch.randn(2, 576).double(), "kv: dtype torch.float64.*use float32, bfloat16"),
-        ("norm_weight", torch.ones(576), r"norm_weight: shape \(576,\).*\[512\]"),
+        ("norm", Norm(torch.ones(576), EPS), r"norm.weight: shape \(576,\).*\[512\]"),
+        (
+            "norm",
+            Norm(torch.ones(512, device="meta"), EPS),
+            "norm.weight is on meta but kv is on cpu",
+        ),
+        (
+            "norm",
+            Norm(torch.ones(512), EPS, torch.zeros(512)),
+            "norm: has a bias; latents take RMSNorm.*leave it None",
+        ),
+        ("rope", make_rope(4, interleaved=False), "rope: interleaved is False.*interleaved=True"),
         ("positions", torch.arange(3), r"positions: shape \(3,\).*\[2\]"),
         ("positions", torch.ones(2), "positions: dtype torch.float32.*use int32, int64"),
-        ("cos_sin_cache", torch.ones(4, 32), r"cos_sin_cache: shape.*\[max_position, 64\]"),
+        ("rope", Rope(torch.ones(4, 32), True), r"cos_sin_cache: shape.*\[max_position, 64\]"),
+        (
+            "rope",
+            Rope(torch.ones(4, 64, device="meta"), True),
+            "rope.cos_sin_cache is on meta but kv is on cpu",
+        ),
         ("cache", torch.ones(1, 4, 512), r"latent cache: shape.*num_blocks, block_size, 576"),
         ("cache", torch.ones(1, 4, 576).byte(), r"latent cache: shape.*block_size, 656\]"),
         (
@@ -369,7 +374,7 @@ def _latent_arguments() -> dict[str, Any]:
         ),
     ],
 )
-def test_latent_errors(name: str, value: Tensor, message: str) -> None:
+def test_latent_errors(name: str, value: Tensor | Norm | Rope, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         latent_cache_write(**{**_latent_arguments(), name: value})
 
@@ -377,24 +382,24 @@ def test_latent_errors(name: str, value: Tensor, message: str) -> None:
 def test_index_errors() -> None:
     arguments: dict[str, Any] = {
         "k": torch.randn(2, 128),
-        "norm_weight": torch.ones(128),
-        "norm_bias": torch.zeros(128),
-        "eps": EPS,
+        "norm": Norm(torch.ones(128), EPS, torch.zeros(128)),
+        "rope": make_rope(4, interleaved=True),
         "positions": torch.arange(2),
-        "cos_sin_cache": make_cos_sin_cache(4),
         "cache": torch.zeros(2, 4, 140, dtype=torch.uint8)[..., :132],
         "slot_mapping": torch.arange(2),
-        "interleaved": True,
     }
     with pytest.raises(ValueError, match=r"140 bytes apart.*token stride must be 132"):
         index_cache_write(**arguments)
+    with pytest.raises(ValueError, match="norm: has no bias; index keys take LayerNorm"):
+        index_cache_write(**arguments | {"norm": Norm(torch.ones(128), EPS)})
+    with pytest.raises(ValueError, match=r"norm.bias: shape \(64,\).*\[128\]"):
+        index_cache_write(**arguments | {"norm": Norm(torch.ones(128), EPS, torch.zeros(64))})
     with pytest.raises(ValueError, match=r"weights: shape \(2, 3\).*\[2, 4\]"):
         index_query(
             torch.randn(2, 4, 128),
             torch.randn(2, 3),
+            make_rope(4, interleaved=True),
             torch.arange(2),
-            make_cos_sin_cache(4),
-            interleaved=True,
         )
     with pytest.raises(ValueError, match=r"x: shape \(2, 32\).*\[T, \.\.\., 64\]"):
-        apply_rope(torch.randn(2, 32), torch.arange(2), make_cos_sin_cache(4), interleaved=True)
+        apply_rope(torch.randn(2, 32), make_rope(4, interleaved=True), torch.arange(2))

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dsa_kernels.cache_write import (
+    Norm,
+    Rope,
     apply_rope,
     index_cache_write,
     index_query,
@@ -23,6 +25,7 @@ from dsa_testbed.cache_entries import (
     hadamard_truth,
     index_truth,
     latent_truth,
+    make_rope,
     norm_truth,
     rope_truth,
 )
@@ -39,30 +42,30 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 def test_rope(shape: tuple[int, ...], interleaved: bool) -> None:
     x = torch.randn(*shape[:-1], 100)[..., 7:71]  # not contiguous
     positions = torch.tensor([0, 1, 17, 4099, 163839])
-    table = make_cos_sin_cache(163840)
-    result = apply_rope(x, positions, table, interleaved=interleaved)
+    rope = make_rope(163840, interleaved)
+    result = apply_rope(x, rope, positions)
     torch.testing.assert_close(
         result.double(), rope_truth(x, positions, interleaved), atol=1e-6, rtol=1e-6
     )
     assert result.is_contiguous()
-    assert torch.equal(result, apply_rope(x, positions.int(), table, interleaved=interleaved))
+    assert torch.equal(result, apply_rope(x, rope, positions.int()))
 
 
 @pytest.mark.parametrize("shape", [(5, 64), (5, 3, 64)])
 def test_rope_into_part_of_a_tensor(shape: tuple[int, ...]) -> None:
-    x, positions, table = torch.randn(shape), torch.arange(5), make_cos_sin_cache(5)
+    x, positions, rope = torch.randn(shape), torch.arange(5), make_rope(5, interleaved=True)
     wide = torch.full((*shape[:-1], 200), torch.nan)
     out = wide[..., 20:148:2]
-    result = apply_rope(x, positions, table, interleaved=True, out=out)
+    result = apply_rope(x, rope, positions, out=out)
     assert result.data_ptr() == out.data_ptr()
-    assert torch.equal(out, apply_rope(x, positions, table, interleaved=True))
+    assert torch.equal(out, apply_rope(x, rope, positions))
     assert int(wide.isnan().sum()) == x[..., 0].numel() * (200 - 64)
 
 
 @pytest.mark.parametrize("dtype", HALF)
 def test_rope_rounds_once(dtype: torch.dtype) -> None:
     x, positions = torch.randn(65, 4, 64).to(dtype), torch.arange(65)
-    result = apply_rope(x, positions, make_cos_sin_cache(65), interleaved=False)
+    result = apply_rope(x, make_rope(65, interleaved=False), positions)
     expected = rope_truth(x, positions, False)
     assert result.dtype == dtype
     assert ((result.double() - expected).abs() <= HALF[dtype] * expected.abs() + 2e-6).all()
@@ -70,7 +73,7 @@ def test_rope_rounds_once(dtype: torch.dtype) -> None:
 
 def test_more_rows_than_a_grid_axis_has() -> None:
     x, positions = torch.randn(1100, 64, 64), torch.arange(1100)
-    result = apply_rope(x, positions, make_cos_sin_cache(1100), interleaved=True)
+    result = apply_rope(x, make_rope(1100, interleaved=True), positions)
     assert result.isfinite().all()
     expected = rope_truth(x[-1:], positions[-1:], True)
     torch.testing.assert_close(result[-1:].double(), expected, atol=1e-6, rtol=1e-6)
@@ -87,7 +90,7 @@ def test_latent(dtype: torch.dtype, block_size: int, tokens: int) -> None:
     cache = make_latent_cache(dtype, blocks, block_size, gap=640)
     storage = cache.as_strided((cache.untyped_storage().nbytes() // dtype.itemsize,), (1,), 0)
     slots = torch.randperm(blocks * block_size)[:tokens]
-    latent_cache_write(kv, weight, EPS, positions, make_cos_sin_cache(5000), cache, slots)
+    latent_cache_write(kv, Norm(weight, EPS), make_rope(5000, True), positions, cache, slots)
     written = cache[slots // block_size, slots % block_size].double()
     expected = latent_truth(kv, weight, positions)
     limit = (HALF.get(dtype, 2e-6) * 1.001) * expected.abs() + 4e-6
@@ -106,14 +109,11 @@ def test_index(dtype: torch.dtype, interleaved: bool, hadamard: bool) -> None:
     cache = make_index_cache(dtype, 3, 48, gap=128)
     index_cache_write(
         k,
-        weight,
-        bias,
-        EPS,
+        Norm(weight, EPS, bias),
+        make_rope(5000, interleaved),
         positions,
-        make_cos_sin_cache(5000),
         cache,
         slots,
-        interleaved=interleaved,
         hadamard=hadamard,
     )
     normed = norm_truth(k, weight, bias).to(dtype)
@@ -144,7 +144,7 @@ def test_e4m3_is_encoded_as_torch_does() -> None:
     rows = torch.nn.functional.pad(values, (0, -len(values) % 64)).view(-1, 1, 64)
     q = torch.cat((torch.full_like(rows, 448.0), rows), -1)
     zero, ones = torch.zeros(len(q)).long(), torch.ones(len(q), 1)
-    result, weights = index_query(q, ones, zero, make_cos_sin_cache(1), interleaved=True, fp8=True)
+    result, weights = index_query(q, ones, make_rope(1, True), zero, fp8=True)
     assert torch.equal(weights, torch.full_like(weights, 128**-0.5))
     assert torch.equal(result.view(torch.uint8), q.to(torch.float8_e4m3fn).view(torch.uint8))
 
@@ -153,9 +153,9 @@ def test_e4m3_is_encoded_as_torch_does() -> None:
 def test_fp8_scale_is_exact_at_powers_of_two(amax: float) -> None:
     q = torch.zeros(1, 1, 128)
     q[0, 0, 100] = -amax
-    arguments = (q, torch.ones(1, 1), torch.zeros(1).long(), make_cos_sin_cache(1))
-    result, weights = index_query(*arguments, interleaved=True, fp8=True)
-    expected, expected_weights = reference.index_query(*arguments, interleaved=True, fp8=True)
+    arguments = (q, torch.ones(1, 1), make_rope(1, interleaved=True), torch.zeros(1).long())
+    result, weights = index_query(*arguments, fp8=True)
+    expected, expected_weights = reference.index_query(*arguments, fp8=True)
     assert torch.equal(weights, expected_weights)
     assert torch.equal(result.view(torch.uint8), expected.view(torch.uint8))
 
@@ -164,8 +164,8 @@ def test_fp8_scale_is_exact_at_powers_of_two(amax: float) -> None:
 def test_fp8_shows_what_is_not_finite(value: float) -> None:
     q = torch.ones(1, 1, 128)
     q[0, 0, 100] = value
-    arguments = (q, torch.ones(1, 1), torch.zeros(1).long(), make_cos_sin_cache(1))
-    result, _ = index_query(*arguments, interleaved=True, fp8=True)
+    arguments = (q, torch.ones(1, 1), make_rope(1, interleaved=True), torch.zeros(1).long())
+    result, _ = index_query(*arguments, fp8=True)
     assert result[0, 0, 100].float().isnan()
 
 
@@ -190,7 +190,7 @@ def test_fp8_latents_are_the_reference_s(dtype: torch.dtype) -> None:
     for write, cache in zip(
         (latent_cache_write, reference.latent_cache_write), caches, strict=True
     ):
-        write(kv, weight, EPS, positions, make_cos_sin_cache(40), cache, torch.arange(40) + 4)
+        write(kv, Norm(weight, EPS), make_rope(40, True), positions, cache, torch.arange(40) + 4)
     (nope, scale, rope), (nope_r, scale_r, rope_r) = (latent_fp8_views(cache) for cache in caches)
     assert_nearly_same(nope, nope_r, scale, scale_r)
     assert torch.equal(rope.view(torch.int16)[..., :], rope_r.view(torch.int16))
@@ -208,14 +208,11 @@ def test_fp8_index_keys_are_the_reference_s(
     for write, cache in zip((index_cache_write, reference.index_cache_write), caches, strict=True):
         write(
             k,
-            weight,
-            bias,
-            EPS,
+            Norm(weight, EPS, bias),
+            make_rope(60, interleaved=False),
             positions,
-            make_cos_sin_cache(60),
             cache,
             positions + 9,
-            interleaved=False,
             hadamard=hadamard,
         )
     (key, scale), (key_r, scale_r) = (index_fp8_views(cache) for cache in caches)
@@ -227,10 +224,10 @@ def test_fp8_index_keys_are_the_reference_s(
 @pytest.mark.parametrize("hadamard", [True, False])
 def test_fp8_queries_are_the_reference_s(dtype: torch.dtype, hadamard: bool) -> None:
     q, ones, positions = torch.randn(20, 4, 128).to(dtype), torch.ones(20, 4), torch.arange(20)
-    arguments = (q, ones, positions, make_cos_sin_cache(20))
+    arguments = (q, ones, make_rope(20, interleaved=True), positions)
     results: list[Tensor] = []
     for query in (index_query, reference.index_query):
-        results += query(*arguments, interleaved=True, hadamard=hadamard, fp8=True)
+        results += query(*arguments, hadamard=hadamard, fp8=True)
     codes, weights, expected, expected_weights = results
     assert_nearly_same(codes, expected, weights, expected_weights)
 
@@ -239,17 +236,15 @@ def test_fp8_queries_are_the_reference_s(dtype: torch.dtype, hadamard: bool) -> 
 @pytest.mark.parametrize("interleaved", [True, False])
 def test_query(heads: int, interleaved: bool) -> None:
     q, weights = torch.randn(9, heads, 128), torch.randn(9, heads).bfloat16()
-    positions, table = torch.arange(9) * 37, make_cos_sin_cache(300)
-    rotated, scaled = index_query(q, weights, positions, table, interleaved=interleaved)
+    positions, rope = torch.arange(9) * 37, make_rope(300, interleaved)
+    rotated, scaled = index_query(q, weights, rope, positions)
     expected = index_truth(q, positions, interleaved)
     torch.testing.assert_close(rotated.double(), expected, atol=2e-6, rtol=2e-6)
     assert scaled.dtype == torch.float32
     factor = heads**-0.5 * 128**-0.5
     torch.testing.assert_close(scaled.double(), weights.double() * factor, atol=0, rtol=1e-6)
 
-    quantised, rescaled = index_query(
-        q, weights, positions, table, interleaved=interleaved, hadamard=True, fp8=True
-    )
+    quantised, rescaled = index_query(q, weights, rope, positions, hadamard=True, fp8=True)
     scale = rescaled / scaled
     torch.testing.assert_close(scale.log2(), scale.log2().round(), atol=1e-4, rtol=0)
     expected = expected @ hadamard_truth()
@@ -259,8 +254,8 @@ def test_query(heads: int, interleaved: bool) -> None:
 
 def test_strided_query() -> None:
     q, weights = torch.randn(8, 5, 300)[..., 40:168].transpose(0, 1), torch.randn(8, 5).T
-    positions, table = torch.arange(10)[::2], make_cos_sin_cache(10)
-    rotated, scaled = index_query(q, weights, positions, table, interleaved=False)
+    positions, rope = torch.arange(10)[::2], make_rope(10, interleaved=False)
+    rotated, scaled = index_query(q, weights, rope, positions)
     expected = index_truth(q, positions, False)
     torch.testing.assert_close(rotated.double(), expected, atol=2e-6, rtol=2e-6)
     torch.testing.assert_close(scaled, weights * (8**-0.5 * 128**-0.5), atol=0, rtol=1e-6)
@@ -278,24 +273,21 @@ def test_padding_is_skipped(dtype: torch.dtype, data: st.DataObject) -> None:
     slots = [data.draw(bad) if data.draw(st.booleans()) else slot for slot in real]
     keep = [token for token, slot in enumerate(slots) if 0 <= slot < 12]
     kv, k, positions = torch.randn(tokens, 576), torch.randn(tokens, 128), torch.arange(tokens)
-    table, mapping = make_cos_sin_cache(16), torch.tensor(slots, dtype=ints)
+    rope, mapping = make_rope(16, interleaved=True), torch.tensor(slots, dtype=ints)
     results = []
     for rows in (list(range(tokens)), keep):
         latent = make_latent_cache(dtype, 3, 4, gap=8)
         index = make_index_cache(dtype, 3, 4, gap=8)
         latent_cache_write(
-            kv[rows], torch.ones(512), EPS, positions[rows], table, latent, mapping[rows]
+            kv[rows], Norm(torch.ones(512), EPS), rope, positions[rows], latent, mapping[rows]
         )
         index_cache_write(
             k[rows],
-            torch.ones(128),
-            torch.zeros(128),
-            EPS,
+            Norm(torch.ones(128), EPS, torch.zeros(128)),
+            rope,
             positions[rows],
-            table,
             index,
             mapping[rows],
-            interleaved=True,
         )
         storage = [cache.untyped_storage().tolist() for cache in (latent, index)]
         results.append(storage)
@@ -315,11 +307,12 @@ def test_offsets_beyond_int32() -> None:
     positions, slots = torch.arange(3).int(), torch.tensor([-1, 0, 2 * 16 + 1]).int()
     weight, bias, head_weights = torch.randn(512), torch.randn(128), torch.randn(3, 2)
     for latent, index, kv, k, q, rotated, table in (far, near):
-        latent_cache_write(kv, weight, EPS, positions, table, latent, slots)
-        norm = (weight[:128], bias, EPS)
-        index_cache_write(k, *norm, positions, table, index, slots, interleaved=True)
+        rope = Rope(table, interleaved=True)
+        latent_cache_write(kv, Norm(weight, EPS), rope, positions, latent, slots)
+        norm = Norm(weight[:128], EPS, bias)
+        index_cache_write(k, norm, rope, positions, index, slots)
         outputs = (rotated, torch.empty(3, 2))
-        kernel.index_query(q, head_weights, positions, table, True, False, *outputs)
+        kernel.index_query(q, head_weights, rope, positions, False, *outputs)
     for result, expected in zip(far, near, strict=True):
         assert torch.equal(result, expected)
 
@@ -337,10 +330,10 @@ def test_strided_inputs() -> None:
     for view in (torch.clone, strided):
         kv, weight, k, k_weight, k_bias, positions, table, slots = map(view, inputs)
         latent, index = make_latent_cache(kv.dtype, 1, 16), make_index_cache(k.dtype, 1, 16)
-        latent_cache_write(kv, weight, EPS, positions, table, latent, slots)
-        norm = (k_weight, k_bias, EPS)
-        index_cache_write(k, *norm, positions, table, index, slots, interleaved=False)
-        query = index_query(view(q), view(head_weights), positions, table, interleaved=False)
+        pairs, halves = Rope(table, interleaved=True), Rope(table, interleaved=False)
+        latent_cache_write(kv, Norm(weight, EPS), pairs, positions, latent, slots)
+        index_cache_write(k, Norm(k_weight, EPS, k_bias), halves, positions, index, slots)
+        query = index_query(view(q), view(head_weights), halves, positions)
         results.append((latent[0, 4:9], index[0, 4:9], *query))
     for result, expected in zip(*results, strict=True):
         assert torch.equal(result, expected)
@@ -351,13 +344,12 @@ def test_nothing_past_the_last_token(tokens: int) -> None:
     """Around the edges of a program's tokens and rows; what lies behind each input is valid."""
     from dsa_kernels.cache_write import kernel
 
-    k, positions, table = torch.randn(40, 128), torch.arange(40), make_cos_sin_cache(40)
+    k, positions, rope = torch.randn(40, 128), torch.arange(40), make_rope(40, interleaved=True)
     index = make_index_cache(torch.float32, 3, 16)
-    norm = (torch.ones(128), torch.zeros(128), EPS)
-    arguments = (k[:tokens], *norm, positions[:tokens], table, index, positions[:tokens])
-    index_cache_write(*arguments, interleaved=True)
+    norm, few = Norm(torch.ones(128), EPS, torch.zeros(128)), positions[:tokens]
+    index_cache_write(k[:tokens], norm, rope, few, index, few)
     x, out = k.view(40, 2, 64).repeat(1, 2, 1), torch.full((40, 4, 64), torch.nan)
-    kernel.apply_rope(x[:tokens], positions[:tokens], table, True, out[:tokens])
+    kernel.apply_rope(x[:tokens], rope, few, out[:tokens])
     written = torch.arange(48) < tokens
     assert torch.equal(index.flatten(0, 1).isfinite().all(1), written)
     assert torch.equal(out.isfinite().flatten(1).all(1), written[:40])

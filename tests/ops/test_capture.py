@@ -12,7 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsa_kernels.cache_write import apply_rope, index_cache_write, index_query, latent_cache_write
+from dsa_kernels.cache_write import (
+    Norm,
+    Rope,
+    apply_rope,
+    index_cache_write,
+    index_query,
+    latent_cache_write,
+)
 from dsa_kernels.indexer_logits import indexer_logits_paged
 from dsa_kernels.sparse_mla import sparse_mla
 from dsa_kernels.testing import make_cos_sin_cache
@@ -50,29 +57,26 @@ def batch() -> Batch:
 
 
 def write_latents(b: Batch) -> Tensor:
-    weight, cache = torch.ones(512), b["latents"]
-    latent_cache_write(
-        b["kv"], weight, 1e-6, b["positions"], b["cos_sin"], cache, b["slot_mapping"]
-    )
+    norm, rope, cache = Norm(torch.ones(512), 1e-6), Rope(b["cos_sin"], True), b["latents"]
+    latent_cache_write(b["kv"], norm, rope, b["positions"], cache, b["slot_mapping"])
     return cache
 
 
 def write_keys(b: Batch) -> Tensor:
-    weight, bias, cache = torch.ones(128), torch.zeros(128), b["keys"]
-    rope = (b["positions"], b["cos_sin"], cache, b["slot_mapping"])
-    index_cache_write(b["k"], weight, bias, 1e-6, *rope, interleaved=False, hadamard=True)
+    norm, rope = Norm(torch.ones(128), 1e-6, torch.zeros(128)), Rope(b["cos_sin"], False)
+    cache, slots = b["keys"], b["slot_mapping"]
+    index_cache_write(b["k"], norm, rope, b["positions"], cache, slots, hadamard=True)
     return cache
 
 
 def make_query(b: Batch) -> tuple[Tensor, Tensor]:
-    q, weights = index_query(
-        b["index_q"], b["weights"], b["positions"], b["cos_sin"], interleaved=False, fp8=True
-    )
+    rope = Rope(b["cos_sin"], False)
+    q, weights = index_query(b["index_q"], b["weights"], rope, b["positions"], fp8=True)
     return q.view(torch.uint8), weights
 
 
 def rotate(b: Batch) -> Tensor:
-    return apply_rope(b["q"][..., 512:], b["positions"], b["cos_sin"], interleaved=True)
+    return apply_rope(b["q"][..., 512:], Rope(b["cos_sin"], True), b["positions"])
 
 
 def score(b: Batch) -> Tensor:

@@ -117,6 +117,7 @@ def test_sparse_mla_of_nothing_launches_nothing() -> None:
 @pytest.mark.parametrize("arch", ARCHS.values(), ids=list(ARCHS))
 def test_only_the_first_axis_grows_with_the_rows(arch: Arch) -> None:
     """The others end at 65,535, which Triton's interpreter does not know."""
+    from dsa_kernels.cache_write import Norm, Rope
     from dsa_kernels.cache_write import kernel as cache_write
     from dsa_kernels.indexer_logits import gather_kernel as gather_keys
     from dsa_kernels.indexer_logits import kernel as indexer
@@ -133,17 +134,17 @@ def test_only_the_first_axis_grows_with_the_rows(arch: Arch) -> None:
     logits, weights = (meta(rows, n, dtype=torch.float32) for n in (160_000, 64))
     latents, keys = meta(9, 64, 576), meta(9, 64, 128)
     q, k, index_q = meta(rows, 128, 192), meta(128, 8192, 192), meta(rows, 64, 128)
-    norm = (meta(128), meta(128), 1e-6)
-    rotation = (slots, meta(4096, 64))
+    rms, layer = Norm(meta(512), 1e-6), Norm(meta(128), 1e-6, meta(128))
+    rope = Rope(meta(4096, 64), interleaved=True)
     pages = topk.Pages(table, ids, 64, meta(rows, 2048, dtype=torch.int64))
     launches = {
         "latents": cache_write.latent_launches(
-            meta(rows, 576), meta(512), 1e-6, *rotation, latents, slots, arch
+            meta(rows, 576), rms, rope, slots, latents, slots, arch
         ),
         "keys": cache_write.index_launches(
-            meta(rows, 128), norm, *rotation, keys, slots, (True, True), arch
+            meta(rows, 128), layer, rope, slots, keys, slots, True, arch
         ),
-        "queries": cache_write.query_launches(index_q, *rotation, (True, True), index_q, arch),
+        "queries": cache_write.query_launches(index_q, rope, slots, index_q, arch, hadamard=True),
         "scores": indexer.launches(
             index_q, weights, meta(160_000, 128), ids, ids, None, logits, arch
         ),

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from dsa_kernels.cache_write import index_cache_write
+from dsa_kernels.cache_write import Norm, Rope, index_cache_write
 from dsa_kernels.dims import INDEX_FP8_BYTES
 from dsa_testbed.sglang_server import sglang_python
 
@@ -37,14 +37,11 @@ def write(cache: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
     angles = torch.rand(TOKENS, 32, generator=draw) * 6.3
     index_cache_write(
         keys,
-        weight,
-        bias * 1e-7,
-        1e-6,
+        Norm(weight, 1e-6, bias * 1e-7),
+        Rope(torch.cat((angles.cos(), angles.sin()), -1), interleaved=False),
         torch.arange(TOKENS),
-        torch.cat((angles.cos(), angles.sin()), -1),
         cache,
         slots,
-        interleaved=False,
         hadamard=True,
     )
     return cache

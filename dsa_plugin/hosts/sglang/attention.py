@@ -14,6 +14,7 @@ from sglang.srt.models.deepseek_v2 import DeepseekV2AttentionMLA
 from sglang.srt.utils import add_prefix
 from torch import Tensor, nn
 
+from dsa_kernels.cache_write import Norm, Rope
 from dsa_kernels.dims import INDEX_HEAD_DIM, LATENT_DIM
 from dsa_plugin.attention import layer as attention
 from dsa_plugin.attention.warm_up import warm_up_once
@@ -90,16 +91,17 @@ class DSAAttention(DeepseekV2AttentionMLA):
         dtype = self.kv_a_layernorm.weight.dtype
         self.mla = attention.MLAWeights(
             softmax_scale=self.scaling,
-            kv_norm=self.kv_a_layernorm.weight,
-            kv_norm_eps=self.kv_a_layernorm.variance_epsilon,
+            kv_norm=Norm(self.kv_a_layernorm.weight, self.kv_a_layernorm.variance_epsilon),
             w_uk=self._unquantised(self.w_kc, dtype),
             w_uv=self._unquantised(self.w_vc, dtype),
-            cos_sin_cache=cos_sin_cache,
+            rope=Rope(cos_sin_cache, interleaved=True),
         )
         self.indexer_constants = None
         if self.indexer is not None:
+            norm = self.indexer.k_norm
             self.indexer_constants = attention.Indexer(
-                self.indexer.k_norm, self.indexer.interleaved, cos_sin_cache
+                Norm(norm.weight, norm.eps, norm.bias),
+                Rope(cos_sin_cache, self.indexer.interleaved),
             )
 
     def _unquantised(self, weight: Tensor, dtype: torch.dtype) -> Tensor:

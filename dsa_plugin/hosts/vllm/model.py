@@ -20,6 +20,7 @@ from vllm.model_executor.layers.quantization.utils.quant_utils import (
 from vllm.model_executor.models.deepseek_mtp import DeepSeekMTP
 from vllm.model_executor.models.deepseek_v2 import DeepseekV2ForCausalLM
 
+from dsa_kernels.cache_write import Norm, Rope
 from dsa_kernels.dims import INDEX_FP8_BYTES, INDEX_HEAD_DIM, LATENT_DIM, LATENT_FP8_BYTES
 from dsa_plugin.attention import layer as attention
 from dsa_plugin.hosts.vllm.attention_op import dsa_attention
@@ -208,15 +209,16 @@ class DSAAttention(CacheLayer):
         cos_sin_cache = self.rotary_emb.cos_sin_cache
         self.mla = attention.MLAWeights(
             softmax_scale=self.softmax_scale,
-            kv_norm=self.kv_a_layernorm.weight,
-            kv_norm_eps=self.kv_a_layernorm.variance_epsilon,
+            kv_norm=Norm(self.kv_a_layernorm.weight, self.kv_a_layernorm.variance_epsilon),
             w_uk=w_uk.contiguous(),
             w_uv=w_uv.transpose(1, 2).contiguous(),
-            cos_sin_cache=cos_sin_cache,
+            rope=Rope(cos_sin_cache, interleaved=True),
         )
         if self.indexer is not None:
+            norm = self.indexer.k_norm
             self.indexer.constants = attention.Indexer(
-                self.indexer.k_norm, self.indexer.interleaved, cos_sin_cache
+                Norm(norm.weight, norm.eps, norm.bias),
+                Rope(cos_sin_cache, self.indexer.interleaved),
             )
         return self.mla
 

@@ -10,18 +10,13 @@ from dsa_kernels.checks import check_devices, check_dtype, check_shape
 from dsa_kernels.dims import INDEX_HEAD_DIM, KV_LORA_RANK, LATENT_DIM, ROPE_DIM
 from dsa_kernels.dispatch import use_triton
 from dsa_kernels.layout import FLOAT_DTYPES, check_index_cache, check_latent_cache
+from dsa_kernels.norm_and_rope import Norm, Rope
 
 _INT_DTYPES = (torch.int32, torch.int64)
 
 
 def latent_cache_write(
-    kv: Tensor,
-    norm_weight: Tensor,
-    eps: float,
-    positions: Tensor,
-    cos_sin_cache: Tensor,
-    cache: Tensor,
-    slot_mapping: Tensor,
+    kv: Tensor, norm: Norm, rope: Rope, positions: Tensor, cache: Tensor, slot_mapping: Tensor
 ) -> None:
     """Normalise, rotate and store MLA's compressed KV (DeepSeek-V2 report, section 2.1).
 
@@ -33,45 +28,46 @@ def latent_cache_write(
 
     Args:
         kv: [T, 576] float: the kv_a projection's output, 512 before RMSNorm, 64 before RoPE.
-        norm_weight: [512] float.
-        eps: of the RMSNorm.
-        positions: [T] int, < max_position.
-        cos_sin_cache: [max_position, 64] float, 32 cosines then 32 sines.
+        norm: RMSNorm of 512 values.
+        rope: interleaved.
+        positions: [T] int, < max_position of `rope`.
         cache: latent cache, written. Layouts: `dsa_kernels.layout`.
         slot_mapping: [T] int, block * block_size + offset; a slot outside the cache (-1 is the
             host's padding) is skipped. Slots that are stored must differ.
 
     Raises:
-        ValueError: a shape, dtype, stride or device that is not as above.
+        ValueError: a shape, dtype, stride or device that is not as above; a norm with a bias; a
+            rope that rotates halves.
     """
     check_dtype("kv", kv, FLOAT_DTYPES)
     check_shape("kv", kv, ("T", LATENT_DIM))
-    check_shape("norm_weight", norm_weight, (KV_LORA_RANK,))
-    check_latent_cache(cache)
-    _check_tokens("kv", kv, positions, cos_sin_cache)
-    _check_slots("kv", kv, cache, slot_mapping)
-    check_devices("kv", kv, norm_weight=norm_weight)
-    if not use_triton(kv.device):
-        reference.latent_cache_write(
-            kv, norm_weight, eps, positions, cos_sin_cache, cache, slot_mapping
+    if norm.bias is not None:
+        raise ValueError("norm: has a bias; latents take RMSNorm, which has none: leave it None")
+    if not rope.interleaved:
+        raise ValueError(
+            "rope: interleaved is False; latents are rotated in pairs (2i, 2i+1): use a Rope with "
+            "interleaved=True"
         )
+    _check_norm("kv", kv, norm, KV_LORA_RANK)
+    check_latent_cache(cache)
+    _check_tokens("kv", kv, rope, positions)
+    _check_slots("kv", kv, cache, slot_mapping)
+    if not use_triton(kv.device):
+        reference.latent_cache_write(kv, norm, rope, positions, cache, slot_mapping)
         return
     from dsa_kernels.cache_write import kernel
 
-    kernel.latent_cache_write(kv, norm_weight, eps, positions, cos_sin_cache, cache, slot_mapping)
+    kernel.latent_cache_write(kv, norm, rope, positions, cache, slot_mapping)
 
 
 def index_cache_write(
     k: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    eps: float,
+    norm: Norm,
+    rope: Rope,
     positions: Tensor,
-    cos_sin_cache: Tensor,
     cache: Tensor,
     slot_mapping: Tensor,
     *,
-    interleaved: bool,
     hadamard: bool = False,
 ) -> None:
     """Normalise, rotate and store the lightning indexer's keys.
@@ -83,44 +79,41 @@ def index_cache_write(
 
     Args:
         k: [T, 128] float: the wk projection's output.
-        norm_weight: [128] float.
-        norm_bias: [128] float.
-        eps: of the LayerNorm.
-        positions: [T] int, < max_position.
-        cos_sin_cache: [max_position, 64] float, 32 cosines then 32 sines.
+        norm: LayerNorm of 128 values.
+        rope: interleaved in GLM-5, not in DeepSeek-V3.2.
+        positions: [T] int, < max_position of `rope`.
         cache: index-key cache, written. Layouts: `dsa_kernels.layout`.
         slot_mapping: [T] int, block * block_size + offset; a slot outside the cache (-1 is the
             host's padding) is skipped. Slots that are stored must differ.
-        interleaved: RoPE pairs (2i, 2i+1) if true (GLM-5), halves (i, i+32) if not (DeepSeek-V3.2).
         hadamard: must agree with `index_query`.
 
     Raises:
-        ValueError: a shape, dtype, stride or device that is not as above.
+        ValueError: a shape, dtype, stride or device that is not as above; a norm without a bias.
     """
     check_dtype("k", k, FLOAT_DTYPES)
     check_shape("k", k, ("T", INDEX_HEAD_DIM))
-    check_shape("norm_weight", norm_weight, (INDEX_HEAD_DIM,))
-    check_shape("norm_bias", norm_bias, (INDEX_HEAD_DIM,))
+    if norm.bias is None:
+        raise ValueError("norm: has no bias; index keys take LayerNorm: give one, if of zeros")
+    _check_norm("k", k, norm, INDEX_HEAD_DIM)
     check_index_cache(cache)
-    _check_tokens("k", k, positions, cos_sin_cache)
+    _check_tokens("k", k, rope, positions)
     _check_slots("k", k, cache, slot_mapping)
-    check_devices("k", k, norm_weight=norm_weight, norm_bias=norm_bias)
-    arguments = (k, norm_weight, norm_bias, eps, positions, cos_sin_cache, cache, slot_mapping)
     if not use_triton(k.device):
-        reference.index_cache_write(*arguments, interleaved=interleaved, hadamard=hadamard)
+        reference.index_cache_write(
+            k, norm, rope, positions, cache, slot_mapping, hadamard=hadamard
+        )
         return
     from dsa_kernels.cache_write import kernel
 
-    kernel.index_cache_write(*arguments, interleaved, hadamard)
+    kernel.index_cache_write(k, norm, rope, positions, cache, slot_mapping, hadamard)
 
 
 def index_query(
     q: Tensor,
     weights: Tensor,
+    rope: Rope,
     positions: Tensor,
-    cos_sin_cache: Tensor,
     *,
-    interleaved: bool,
     hadamard: bool = False,
     fp8: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -133,9 +126,8 @@ def index_query(
     Args:
         q: [T, heads, 128] float: the wq_b projection's output.
         weights: [T, heads] float: the weights_proj projection's output, signed.
-        positions: [T] int, < max_position.
-        cos_sin_cache: [max_position, 64] float, 32 cosines then 32 sines.
-        interleaved: RoPE style, as in `index_cache_write`.
+        rope: as in `index_cache_write`.
+        positions: [T] int, < max_position of `rope`.
         hadamard: as in `index_cache_write`.
         fp8: quantise q with the scale 2^ceil(log2(max(amax, 1e-4) / 448)) per token and head.
 
@@ -149,44 +141,26 @@ def index_query(
     check_shape("q", q, ("T", "heads", INDEX_HEAD_DIM))
     check_dtype("weights", weights, FLOAT_DTYPES)
     check_shape("weights", weights, q.shape[:2])
-    _check_tokens("q", q, positions, cos_sin_cache)
+    _check_tokens("q", q, rope, positions)
     check_devices("q", q, weights=weights)
     if not use_triton(q.device):
-        return reference.index_query(
-            q,
-            weights,
-            positions,
-            cos_sin_cache,
-            interleaved=interleaved,
-            hadamard=hadamard,
-            fp8=fp8,
-        )
+        return reference.index_query(q, weights, rope, positions, hadamard=hadamard, fp8=fp8)
     from dsa_kernels.cache_write import kernel
 
     dtype = torch.float8_e4m3fn if fp8 else q.dtype
     out = torch.empty(q.shape, dtype=dtype, device=q.device)
     out_weights = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-    kernel.index_query(
-        q, weights, positions, cos_sin_cache, interleaved, hadamard, out, out_weights
-    )
+    kernel.index_query(q, weights, rope, positions, hadamard, out, out_weights)
     return out, out_weights
 
 
-def apply_rope(
-    x: Tensor,
-    positions: Tensor,
-    cos_sin_cache: Tensor,
-    *,
-    interleaved: bool,
-    out: Tensor | None = None,
-) -> Tensor:
-    """Rotary position embedding (RoFormer, arXiv 2104.09864) over 64 values, computed in fp32.
+def apply_rope(x: Tensor, rope: Rope, positions: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Rotary position embedding over 64 values, computed in fp32: the maths are `Rope`'s.
 
     Args:
         x: [T, ..., 64] float.
-        positions: [T] int, < max_position.
-        cos_sin_cache: [max_position, 64] float, 32 cosines then 32 sines.
-        interleaved: rotate pairs (2i, 2i+1) if true (GPT-J), halves (i, i+32) if not (NeoX).
+        rope: which values are pairs, and their angles.
+        positions: [T] int, < max_position of `rope`.
         out: [T, ..., 64], x's dtype, written if given; not x, and between T and 64 one stride.
 
     Returns:
@@ -198,31 +172,39 @@ def apply_rope(
     check_dtype("x", x, FLOAT_DTYPES)
     if x.dim() < 2 or x.shape[-1] != ROPE_DIM:
         raise ValueError(f"x: shape {tuple(x.shape)}; it must be [T, ..., {ROPE_DIM}]")
-    _check_tokens("x", x, positions, cos_sin_cache)
+    _check_tokens("x", x, rope, positions)
     if out is None:
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     check_dtype("out", out, (x.dtype,))
     check_shape("out", out, x.shape)
     check_devices("x", x, out=out)
     if not use_triton(x.device):
-        reference.apply_rope(x, positions, cos_sin_cache, interleaved=interleaved, out=out)
+        reference.apply_rope(x, rope, positions, out=out)
         return out
     from dsa_kernels.cache_write import kernel
 
     if x.dim() == 2:
-        kernel.apply_rope(x[:, None], positions, cos_sin_cache, interleaved, out[:, None])
+        kernel.apply_rope(x[:, None], rope, positions, out[:, None])
     else:
         rows = x.flatten(1, -2)
-        kernel.apply_rope(rows, positions, cos_sin_cache, interleaved, out.view(rows.shape))
+        kernel.apply_rope(rows, rope, positions, out.view(rows.shape))
     return out
 
 
-def _check_tokens(name: str, tokens: Tensor, positions: Tensor, cos_sin_cache: Tensor) -> None:
+def _check_norm(name: str, tokens: Tensor, norm: Norm, width: int) -> None:
+    check_shape("norm.weight", norm.weight, (width,))
+    if norm.bias is not None:
+        check_shape("norm.bias", norm.bias, (width,))
+    check_devices(name, tokens, **{"norm.weight": norm.weight, "norm.bias": norm.bias})
+
+
+def _check_tokens(name: str, tokens: Tensor, rope: Rope, positions: Tensor) -> None:
     check_dtype("positions", positions, _INT_DTYPES)
     check_shape("positions", positions, (tokens.shape[0],))
-    check_dtype("cos_sin_cache", cos_sin_cache, FLOAT_DTYPES)
-    check_shape("cos_sin_cache", cos_sin_cache, ("max_position", ROPE_DIM))
-    check_devices(name, tokens, positions=positions, cos_sin_cache=cos_sin_cache)
+    check_dtype("rope.cos_sin_cache", rope.cos_sin_cache, FLOAT_DTYPES)
+    check_shape("rope.cos_sin_cache", rope.cos_sin_cache, ("max_position", ROPE_DIM))
+    others = {"positions": positions, "rope.cos_sin_cache": rope.cos_sin_cache}
+    check_devices(name, tokens, **others)
 
 
 def _check_slots(name: str, tokens: Tensor, cache: Tensor, slot_mapping: Tensor) -> None:

@@ -32,6 +32,7 @@ from dsa_kernels.dims import (
     ROPE_DIM,
 )
 from dsa_kernels.launch import Launch, launch_config
+from dsa_kernels.norm_and_rope import Norm, Rope
 from dsa_kernels.primitives import dot, quantise_e4m3, round_to
 
 # fp32's exponent field of the smallest scales: of the scale itself in the latent cache, of
@@ -46,78 +47,55 @@ _HEAD_DIM = tl.constexpr(INDEX_HEAD_DIM)
 
 
 def latent_cache_write(
-    kv: Tensor,
-    norm_weight: Tensor,
-    eps: float,
-    positions: Tensor,
-    cos_sin_cache: Tensor,
-    cache: Tensor,
-    slot_mapping: Tensor,
+    kv: Tensor, norm: Norm, rope: Rope, positions: Tensor, cache: Tensor, slot_mapping: Tensor
 ) -> None:
     """As the public function."""
     arch = arch_of(kv.device)
-    for launch in latent_launches(
-        kv, norm_weight, eps, positions, cos_sin_cache, cache, slot_mapping, arch
-    ):
+    for launch in latent_launches(kv, norm, rope, positions, cache, slot_mapping, arch):
         launch.run()
 
 
 def index_cache_write(
     k: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    eps: float,
+    norm: Norm,
+    rope: Rope,
     positions: Tensor,
-    cos_sin_cache: Tensor,
     cache: Tensor,
     slot_mapping: Tensor,
-    interleaved: bool,
     hadamard: bool,
 ) -> None:
     """As the public function."""
-    norm = (norm_weight, norm_bias, eps)
-    style = (interleaved, hadamard)
     arch = arch_of(k.device)
-    for launch in index_launches(
-        k, norm, positions, cos_sin_cache, cache, slot_mapping, style, arch
-    ):
+    for launch in index_launches(k, norm, rope, positions, cache, slot_mapping, hadamard, arch):
         launch.run()
 
 
 def index_query(
     q: Tensor,
     weights: Tensor,
+    rope: Rope,
     positions: Tensor,
-    cos_sin_cache: Tensor,
-    interleaved: bool,
     hadamard: bool,
     out: Tensor,
     out_weights: Tensor,
 ) -> None:
     """As the public function, into `out`, in fp8 if that is, and `out_weights`."""
-    style = (interleaved, hadamard)
-    arch = arch_of(q.device)
-    for launch in query_launches(
-        q, positions, cos_sin_cache, style, out, arch, weights=weights, out_weights=out_weights
-    ):
+    arch, scaled = arch_of(q.device), (weights, out_weights)
+    for launch in query_launches(q, rope, positions, out, arch, hadamard=hadamard, scaled=scaled):
         launch.run()
 
 
-def apply_rope(
-    x: Tensor, positions: Tensor, cos_sin_cache: Tensor, interleaved: bool, out: Tensor
-) -> None:
+def apply_rope(x: Tensor, rope: Rope, positions: Tensor, out: Tensor) -> None:
     """As the public function, into `out`; both are [T, heads, 64]."""
-    style = (interleaved, False)
-    for launch in query_launches(x, positions, cos_sin_cache, style, out, arch_of(x.device)):
+    for launch in query_launches(x, rope, positions, out, arch_of(x.device)):
         launch.run()
 
 
 def latent_launches(
     kv: Tensor,
-    norm_weight: Tensor,
-    eps: float,
+    norm: Norm,
+    rope: Rope,
     positions: Tensor,
-    cos_sin_cache: Tensor,
     cache: Tensor,
     slot_mapping: Tensor,
     arch: Arch,
@@ -127,9 +105,9 @@ def latent_launches(
         return []
     arguments = {
         "kv": kv,
-        "norm_weight": norm_weight.contiguous(),
-        "eps": eps,
-        **_rotation(positions, cos_sin_cache),
+        "norm_weight": norm.weight.contiguous(),
+        "eps": norm.eps,
+        **_rotation(rope, positions),
         **_destination(cache, slot_mapping),
         "stride_km": kv.stride(0),
         "stride_kd": kv.stride(1),
@@ -140,30 +118,30 @@ def latent_launches(
 
 def index_launches(
     k: Tensor,
-    norm: tuple[Tensor, Tensor, float],
+    norm: Norm,
+    rope: Rope,
     positions: Tensor,
-    cos_sin_cache: Tensor,
     cache: Tensor,
     slot_mapping: Tensor,
-    style: tuple[bool, bool],
+    hadamard: bool,
     arch: Arch,
 ) -> list[Launch]:
     tokens = k.shape[0]
     if tokens == 0:
         return []
-    weight, bias, eps = norm
+    assert norm.bias is not None
     arguments = {
         "k": k,
-        "norm_weight": weight.contiguous(),
-        "norm_bias": bias.contiguous(),
-        "eps": eps,
-        **_rotation(positions, cos_sin_cache),
+        "norm_weight": norm.weight.contiguous(),
+        "norm_bias": norm.bias.contiguous(),
+        "eps": norm.eps,
+        **_rotation(rope, positions),
         **_destination(cache, slot_mapping),
         "num_tokens": tokens,
         "stride_km": k.stride(0),
         "stride_kd": k.stride(1),
-        "INTERLEAVED": style[0],
-        "HADAMARD": style[1],
+        "INTERLEAVED": rope.interleaved,
+        "HADAMARD": hadamard,
     }
     config = launch_config("cache_write", arch, "index")
     grid = (triton.cdiv(tokens, config.blocks["BLOCK_TOKENS"]),)
@@ -172,24 +150,25 @@ def index_launches(
 
 def query_launches(
     x: Tensor,
+    rope: Rope,
     positions: Tensor,
-    cos_sin_cache: Tensor,
-    style: tuple[bool, bool],
     out: Tensor,
     arch: Arch,
     *,
-    weights: Tensor | None = None,
-    out_weights: Tensor | None = None,
+    hadamard: bool = False,
+    scaled: tuple[Tensor, Tensor] | None = None,
 ) -> list[Launch]:
+    """`scaled`: the indexer's head weights, and where they go once multiplied."""
     tokens, heads, width = x.shape
     if x.numel() == 0:
         return []
+    weights, out_weights = scaled or (None, None)
     fp8 = out.dtype == torch.float8_e4m3fn
     arguments = {
         "x": x,
         "weights": weights,
         "factor": heads**-0.5 * INDEX_HEAD_DIM**-0.5,
-        **_rotation(positions, cos_sin_cache),
+        **_rotation(rope, positions),
         "out": out.view(torch.uint8) if fp8 else out,
         "out_weights": out_weights,
         "num_rows": tokens * heads,
@@ -203,8 +182,8 @@ def query_launches(
         "stride_wm": 0 if weights is None else weights.stride(0),
         "stride_wh": 0 if weights is None else weights.stride(1),
         "WIDTH": width,
-        "INTERLEAVED": style[0],
-        "HADAMARD": style[1],
+        "INTERLEAVED": rope.interleaved,
+        "HADAMARD": hadamard,
         "FP8": fp8,
     }
     config = launch_config("cache_write", arch, "query")
@@ -220,38 +199,36 @@ def compile_cases(arch: Arch) -> Iterator[tuple[str, Launch]]:
 
     tokens = 64
     position, table = meta(tokens, dtype=torch.int64), meta(4096, ROPE_DIM)
+    rms, layer = Norm(meta(KV_LORA_RANK), 1e-6), Norm(meta(128), 1e-6, meta(128))
+    pairs, halves = Rope(table, interleaved=True), Rope(table, interleaved=False)
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         q = meta(tokens, 64, INDEX_HEAD_DIM, dtype=dtype)
-        weights, out_weights = meta(tokens, 64, dtype=dtype), meta(tokens, 64)
+        scaled = (meta(tokens, 64, dtype=dtype), meta(tokens, 64))
+        kv, k = meta(tokens, LATENT_DIM, dtype=dtype), meta(tokens, INDEX_HEAD_DIM, dtype=dtype)
         for fp8 in (True, False):
             name = f"{str(dtype).removeprefix('torch.')} to {'fp8' if fp8 else 'same'}"
             stored = torch.uint8 if fp8 else dtype
             latent = meta(8, 64, LATENT_FP8_BYTES if fp8 else LATENT_DIM, dtype=stored)
             index = meta(8, 64, INDEX_FP8_BYTES if fp8 else INDEX_HEAD_DIM, dtype=stored)
             out = torch.empty_like(q, dtype=torch.float8_e4m3fn if fp8 else dtype)
-            norm, style = (meta(128), meta(128), 1e-6), (not fp8, fp8)
-            kv, k = meta(tokens, LATENT_DIM, dtype=dtype), meta(tokens, 128, dtype=dtype)
-            (launch,) = latent_launches(
-                kv, meta(512), 1e-6, position, table, latent, position, arch
-            )
+            rope = halves if fp8 else pairs
+            (launch,) = latent_launches(kv, rms, pairs, position, latent, position, arch)
             yield f"latent {name}", launch
-            (launch,) = index_launches(k, norm, position, table, index, position, style, arch)
+            (launch,) = index_launches(k, layer, rope, position, index, position, fp8, arch)
             yield f"index {name}", launch
-            (launch,) = query_launches(
-                q, position, table, style, out, arch, weights=weights, out_weights=out_weights
-            )
+            (launch,) = query_launches(q, rope, position, out, arch, hadamard=fp8, scaled=scaled)
             yield f"query {name}", launch
-        rope = q[..., :ROPE_DIM]
-        (launch,) = query_launches(rope, position, table, (True, False), rope, arch)
+        q_pe = q[..., :ROPE_DIM]
+        (launch,) = query_launches(q_pe, pairs, position, q_pe, arch)
         yield f"rope {str(dtype).removeprefix('torch.')}", launch
 
 
-def _rotation(positions: Tensor, cos_sin_cache: Tensor) -> dict[str, Any]:
+def _rotation(rope: Rope, positions: Tensor) -> dict[str, Any]:
     return {
         "positions": positions.contiguous(),
-        "cos_sin": cos_sin_cache,
-        "stride_cm": cos_sin_cache.stride(0),
-        "stride_cd": cos_sin_cache.stride(1),
+        "cos_sin": rope.cos_sin_cache,
+        "stride_cm": rope.cos_sin_cache.stride(0),
+        "stride_cd": rope.cos_sin_cache.stride(1),
     }
 
 

@@ -23,50 +23,43 @@ from dsa_kernels.dims import (
 )
 from dsa_kernels.fp8 import quantise_ue8m0, round_up_to_power_of_two
 from dsa_kernels.layout import index_fp8_views
+from dsa_kernels.norm_and_rope import Norm, Rope
 from dsa_kernels.workspace import TILE_BYTES
 
 _LATENT_SCALE_FLOOR = 1e-4
 
 
 def latent_cache_write(
-    kv: Tensor,
-    norm_weight: Tensor,
-    eps: float,
-    positions: Tensor,
-    cos_sin_cache: Tensor,
-    cache: Tensor,
-    slot_mapping: Tensor,
+    kv: Tensor, norm: Norm, rope: Rope, positions: Tensor, cache: Tensor, slot_mapping: Tensor
 ) -> None:
     if kv.shape[0] == 0:
         return
     nope = kv[:, :KV_LORA_RANK].float()
-    nope = nope * torch.rsqrt(nope.square().mean(-1, keepdim=True) + eps)
-    nope = (nope * norm_weight.float()).to(kv.dtype)
-    rope = apply_rope(kv[:, KV_LORA_RANK:], positions, cos_sin_cache, interleaved=True)
+    nope = nope * torch.rsqrt(nope.square().mean(-1, keepdim=True) + norm.eps)
+    nope = (nope * norm.weight.float()).to(kv.dtype)
+    pe = apply_rope(kv[:, KV_LORA_RANK:], rope, positions)
     if cache.dtype == torch.uint8:
-        entry = _pack_latent(nope, rope)
+        entry = _pack_latent(nope, pe)
     else:
-        entry = torch.cat((nope, rope), -1).to(cache.dtype)
+        entry = torch.cat((nope, pe), -1).to(cache.dtype)
     _store(slot_mapping, (cache, entry))
 
 
 def index_cache_write(
     k: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    eps: float,
+    norm: Norm,
+    rope: Rope,
     positions: Tensor,
-    cos_sin_cache: Tensor,
     cache: Tensor,
     slot_mapping: Tensor,
     *,
-    interleaved: bool,
     hadamard: bool = False,
 ) -> None:
     if k.shape[0] == 0:
         return
-    key = F.layer_norm(k.float(), (INDEX_HEAD_DIM,), norm_weight.float(), norm_bias.float(), eps)
-    key = _rotate(key.to(k.dtype), positions, cos_sin_cache, interleaved, hadamard)
+    bias = None if norm.bias is None else norm.bias.float()
+    key = F.layer_norm(k.float(), (INDEX_HEAD_DIM,), norm.weight.float(), bias, norm.eps)
+    key = _rotate(key.to(k.dtype), rope, positions, hadamard)
     if cache.dtype == torch.uint8:
         keys, scales = index_fp8_views(cache)
         value, scale = quantise_ue8m0(key)
@@ -78,10 +71,9 @@ def index_cache_write(
 def index_query(
     q: Tensor,
     weights: Tensor,
+    rope: Rope,
     positions: Tensor,
-    cos_sin_cache: Tensor,
     *,
-    interleaved: bool,
     hadamard: bool = False,
     fp8: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -92,7 +84,7 @@ def index_query(
     step = max(1, TILE_BYTES // (4 * INDEX_HEAD_DIM * heads))
     for first in range(0, tokens, step):
         tile = slice(first, first + step)
-        query = _rotate(q[tile], positions[tile], cos_sin_cache, interleaved, hadamard)
+        query = _rotate(q[tile], rope, positions[tile], hadamard)
         if fp8:
             query, scale = quantise_ue8m0(query)
             weights[tile] *= scale
@@ -100,20 +92,13 @@ def index_query(
     return rotated, weights
 
 
-def apply_rope(
-    x: Tensor,
-    positions: Tensor,
-    cos_sin_cache: Tensor,
-    *,
-    interleaved: bool,
-    out: Tensor | None = None,
-) -> Tensor:
+def apply_rope(x: Tensor, rope: Rope, positions: Tensor, *, out: Tensor | None = None) -> Tensor:
     half = ROPE_DIM // 2
-    table = cos_sin_cache[positions].float().view(-1, *(1,) * (x.dim() - 2), ROPE_DIM)
+    table = rope.cos_sin_cache[positions].float().view(-1, *(1,) * (x.dim() - 2), ROPE_DIM)
     cos, sin = table[..., :half], table[..., half:]
     if out is None:
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    if interleaved:
+    if rope.interleaved:
         first, second = x[..., 0::2].float(), x[..., 1::2].float()
         out_first, out_second = out[..., 0::2], out[..., 1::2]
     else:
@@ -124,12 +109,10 @@ def apply_rope(
     return out
 
 
-def _rotate(
-    x: Tensor, positions: Tensor, cos_sin_cache: Tensor, interleaved: bool, hadamard: bool
-) -> Tensor:
+def _rotate(x: Tensor, rope: Rope, positions: Tensor, hadamard: bool) -> Tensor:
     """RoPE on the first 64 of 128, then the Hadamard transform if asked."""
-    rope = apply_rope(x[..., :ROPE_DIM], positions, cos_sin_cache, interleaved=interleaved)
-    x = torch.cat((rope, x[..., ROPE_DIM:]), -1)
+    pe = apply_rope(x[..., :ROPE_DIM], rope, positions)
+    x = torch.cat((pe, x[..., ROPE_DIM:]), -1)
     return (x.float() @ _hadamard(x.device)).to(x.dtype) if hadamard else x
 
 
@@ -142,7 +125,7 @@ def _hadamard(device: torch.device) -> Tensor:
     return matrix.mul_(INDEX_HEAD_DIM**-0.5)
 
 
-def _pack_latent(nope: Tensor, rope: Tensor) -> Tensor:
+def _pack_latent(nope: Tensor, pe: Tensor) -> Tensor:
     """[T, 512], [T, 64] -> [T, 656] uint8."""
     blocks = nope.float().unflatten(-1, (LATENT_SCALES, FP8_BLOCK))
     # The floor is on the scale here, on amax in the index cache: vLLM's writers differ so.
@@ -154,7 +137,7 @@ def _pack_latent(nope: Tensor, rope: Tensor) -> Tensor:
         (
             value.flatten(1).view(torch.uint8),
             scale.view(torch.uint8),
-            rope.to(torch.bfloat16).view(torch.uint8),
+            pe.to(torch.bfloat16).view(torch.uint8),
         ),
         -1,
     )
