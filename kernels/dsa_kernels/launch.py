@@ -7,43 +7,14 @@ differently on each rank.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dsa_kernels.arch import Arch
-
-if TYPE_CHECKING:
-    from dsa_kernels.tuning import Changes
-
-
-@dataclass(frozen=True)
-class LaunchConfig:
-    """How one kernel is compiled for one architecture and shape.
-
-    Attributes:
-        blocks: tile sizes, by the names of the kernel's constexpr parameters.
-        num_warps: warps a block.
-        num_stages: depth of the pipeline of loads.
-        options: of one backend only, such as AMD's waves_per_eu.
-    """
-
-    blocks: Mapping[str, int]
-    num_warps: int
-    num_stages: int
-    options: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def compile_options(self) -> dict[str, int]:
-        """What Triton calls options: all but the blocks."""
-        # Multiply-adds fuse: the default will change with Triton 3.10.
-        return {
-            "num_warps": self.num_warps,
-            "num_stages": self.num_stages,
-            "enable_fp_fusion": True,
-            **self.options,
-        }
+from dsa_kernels.tuning import Changes, LaunchConfig
+from dsa_kernels.tuning.base import BASE
 
 
 @cache
@@ -58,8 +29,6 @@ def launch_config(op: str, arch: Arch, shape_key: Hashable) -> LaunchConfig:
     Raises:
         KeyError: the base lacks the entry: a defect, which tests of every architecture find.
     """
-    from dsa_kernels.tuning.base import BASE
-
     changes: Changes = import_module(f"dsa_kernels.tuning.{arch.name}").CHANGES
     changed = changes.get(op, {}).get(shape_key)
     return BASE[op][shape_key] if changed is None else changed[0]

@@ -21,8 +21,8 @@ from dsa_kernels.indexer_logits import (
     indexer_logits_paged,
     reference,
 )
-from dsa_kernels.launch import LaunchConfig
 from dsa_kernels.testing import make_block_table, make_index_cache, make_slots
+from dsa_kernels.tuning import LaunchConfig
 from dsa_testbed.far_apart import far_apart
 from dsa_testbed.index_keys import FP8, assert_within, fill, inputs, mask, truth
 from dsa_testbed.kernel_runs import DEVICE, kernels_run, stand_for  # noqa: F401 (a fixture)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dsa_kernels.arch import ARCHS, Arch
-from dsa_kernels.launch import LaunchConfig
 from dsa_kernels.testing import make_block_table
 from dsa_kernels.topk_select import reference, topk_select, topk_select_slots, topk_slots
+from dsa_kernels.tuning import LaunchConfig
 from dsa_testbed.far_apart import far_apart
 from dsa_testbed.kernel_runs import kernels_run  # noqa: F401 (a fixture)
 from dsa_testbed.topk import expected_rows

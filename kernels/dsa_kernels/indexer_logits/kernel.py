@@ -22,8 +22,9 @@ from torch import Tensor
 
 from dsa_kernels.arch import Arch, arch_of
 from dsa_kernels.dims import INDEX_FP8_BYTES, INDEX_HEAD_DIM
-from dsa_kernels.launch import Launch, LaunchConfig, launch_config
+from dsa_kernels.launch import Launch, launch_config
 from dsa_kernels.primitives import dot, e4m3_to_fp16, load_block
+from dsa_kernels.tuning import LaunchConfig
 
 _HEAD_DIM = tl.constexpr(INDEX_HEAD_DIM)
 _MIN_COLUMNS = 16  # of the matrix instructions of some chips

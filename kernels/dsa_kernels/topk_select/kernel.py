@@ -22,7 +22,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dsa_kernels.arch import Arch, arch_of
-from dsa_kernels.launch import Launch, LaunchConfig, launch_config
+from dsa_kernels.launch import Launch, launch_config
+from dsa_kernels.tuning import LaunchConfig
 
 
 def topk_select(

@@ -6,10 +6,36 @@ A key is what the op's kernel.py calls its shape key. Every change names its sou
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from dsa_kernels.launch import LaunchConfig
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """How one kernel is compiled for one architecture and shape.
+
+    Attributes:
+        blocks: tile sizes, by the names of the kernel's constexpr parameters.
+        num_warps: warps a block.
+        num_stages: depth of the pipeline of loads.
+        options: of one backend only, such as AMD's waves_per_eu.
+    """
+
+    blocks: Mapping[str, int]
+    num_warps: int
+    num_stages: int
+    options: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def compile_options(self) -> dict[str, int]:
+        """What Triton calls options: all but the blocks."""
+        # Multiply-adds fuse: the default will change with Triton 3.10.
+        return {
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            "enable_fp_fusion": True,
+            **self.options,
+        }
 
 
 @dataclass(frozen=True)

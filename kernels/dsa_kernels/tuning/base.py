@@ -6,8 +6,8 @@ docs/compile_matrix.md lists them.
 
 from __future__ import annotations
 
-from dsa_kernels.launch import LaunchConfig as Config
 from dsa_kernels.tuning import Configs
+from dsa_kernels.tuning import LaunchConfig as Config
 
 BASE: Configs = {
     "indexer_logits": {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dsa_kernels.launch import LaunchConfig as Config
 from dsa_kernels.tuning import COMPILED, Changes
+from dsa_kernels.tuning import LaunchConfig as Config
 
 CHANGES: Changes = {
     "sparse_mla": {
