@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
@@ -58,9 +59,19 @@ def test_needs_are_what_dsa_plan_says(name: str) -> None:
     assert recipe.needs == compute_needs(recipe), "run ci/recipes"
 
 
+PUBLISHED = json.loads((FOLDER / "recipe.schema.json").read_text(encoding="utf-8"))
+
+
 def test_the_published_schema_is_the_one_in_force() -> None:
-    published = (FOLDER / "recipe.schema.json").read_text(encoding="utf-8")
-    assert json.loads(published) == json.loads(json_schema()), "run ci/recipes"
+    assert json.loads(json_schema()) == PUBLISHED, "run ci/recipes"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_published_schema_validates(name: str) -> None:
+    data = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    jsonschema.validate(data, PUBLISHED)
+    with pytest.raises(jsonschema.ValidationError, match="modle"):
+        jsonschema.validate({**data, "modle": "x"}, PUBLISHED)
 
 
 @pytest.mark.parametrize(
