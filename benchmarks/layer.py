@@ -32,24 +32,24 @@ from random_caches import BLOCK_SIZE
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
-from v32_layer import Layer, make_layer
+from v32_layer import LayerPass, make_layer
 
 from dsa_kernels.dims import KV_LORA_RANK, LATENT_DIM, ROPE_DIM
 from dsa_kernels.testing import error
-from dsa_plugin.attention import layer as attention
+from dsa_plugin.attention import sparse
 
 CHUNK = 4096
 MASKED = 8  # the masked form is timed up to so many times index_topk
 TOLERANCE = 2.0**-6  # two ways of bf16 arithmetic over the same latents
 
 
-def decode_by_products(_torch: Any, layer: Layer) -> Tensor:
+def decode_by_products(_torch: Any, layer: LayerPass) -> Tensor:
     query = layer.absorbed_query() * layer.mla.softmax_scale
     weights = torch.bmm(query, layer.latents.transpose(1, 2)).softmax(-1)
     return layer.up_project(torch.bmm(weights, layer.latents[..., :KV_LORA_RANK]))
 
 
-def decode_by_flash_mla(library: Any, layer: Layer, state: dict[str, Any]) -> Tensor:
+def decode_by_flash_mla(library: Any, layer: LayerPass, state: dict[str, Any]) -> Tensor:
     attended, _ = library.flash_mla_with_kvcache(
         layer.absorbed_query()[:, None],
         layer.latents.view(-1, BLOCK_SIZE, 1, LATENT_DIM),
@@ -62,7 +62,7 @@ def decode_by_flash_mla(library: Any, layer: Layer, state: dict[str, Any]) -> Te
     return layer.up_project(attended[:, 0])
 
 
-def prefill_by_sdpa(_torch: Any, layer: Layer) -> Tensor:
+def prefill_by_sdpa(_torch: Any, layer: LayerPass) -> Tensor:
     q = torch.cat(layer.dense_query(), -1).transpose(0, 1)
     latent, k_pe = layer.latents[0].split([KV_LORA_RANK, ROPE_DIM], -1)
     k_nope = latent @ layer.mla.w_uk.transpose(1, 2)
@@ -77,8 +77,8 @@ def prefill_by_sdpa(_torch: Any, layer: Layer) -> Tensor:
     return out[0].transpose(0, 1)
 
 
-def prefill_in_form(_torch: Any, layer: Layer, masked: bool) -> Tensor:
-    with patch.object(attention, "masked_is_faster", lambda *_args, **_kwargs: masked):
+def prefill_in_form(_torch: Any, layer: LayerPass, masked: bool) -> Tensor:
+    with patch.object(sparse, "masked_is_faster", lambda *_args, **_kwargs: masked):
         return layer.dsa()
 
 
@@ -87,7 +87,7 @@ def measure(
 ) -> dict[str, Any]:
     """One point of the curves; in place of a time may stand why there is none."""
     layers = [make_layer(scale.device, heads, topk, requests, rows, context)]
-    nbytes = sum(each.nbytes for each in (layers[0].latent_cache, layers[0].mla.w_uk))
+    nbytes = sum(each.nbytes for each in (layers[0].layer.latent_cache, layers[0].mla.w_uk))
     while len(layers) < scale.copies(nbytes):
         layers.append(make_layer(scale.device, heads, topk, requests, rows, context))
     copies = [(layer,) for layer in layers]

@@ -12,7 +12,8 @@ from dsa_kernels.cache_write import Norm, Rope, apply_rope
 from dsa_kernels.dims import INDEX_HEAD_DIM, KV_LORA_RANK, LATENT_DIM, ROPE_DIM
 from dsa_kernels.sparse_mla import gather_latents
 from dsa_kernels.testing import make_cos_sin_cache
-from dsa_plugin.attention import layer as attention
+from dsa_plugin import attention
+from dsa_plugin.attention.forward import write_latents
 from dsa_plugin.attention.metadata import DSAMetadata, split_prefill
 
 NOPE = V_HEAD_DIM = 128
@@ -22,40 +23,31 @@ WORKSPACE_BYTES = 512 << 20  # DSA_LOGITS_WORKSPACE_MB's default
 
 
 @dataclass
-class Layer:
+class LayerPass:
     """One layer's weights, caches and inputs; fp8 caches, bf16 all else.
 
     Attributes:
-        mla, indexer, inputs, q, kv, positions, latent_cache, index_cache, metadata, topk_indices,
-            out: as `attention.forward` takes them.
+        layer, projections, metadata, topk_indices, out: as `attention.forward` takes them.
         latents: [requests, context, 576] bf16, what the latent cache holds.
         latent_table: [requests, context / 64] int32, their pages, in order.
     """
 
-    mla: attention.MLAWeights
-    indexer: attention.Indexer
-    inputs: attention.IndexerInputs
-    q: Tensor
-    kv: Tensor
-    positions: Tensor
-    latent_cache: Tensor
-    index_cache: Tensor
+    layer: attention.Layer
+    projections: attention.Projections
     metadata: DSAMetadata
     topk_indices: Tensor
     out: Tensor
     latents: Tensor
     latent_table: Tensor
 
+    @property
+    def mla(self) -> attention.MLAWeights:
+        return self.layer.mla
+
     def dsa(self) -> Tensor:
         attention.forward(
-            self.mla,
-            self.q,
-            self.kv,
-            self.indexer,
-            self.inputs,
-            self.positions,
-            self.latent_cache,
-            self.index_cache,
+            self.layer,
+            self.projections,
             self.metadata,
             self.topk_indices,
             self.out,
@@ -65,9 +57,9 @@ class Layer:
 
     def dense_query(self) -> tuple[Tensor, Tensor]:
         """What dense MLA has in common: stores the latents; q_nope and rotated q_pe."""
-        attention.write_latent(self.mla, self.kv, self.positions, self.latent_cache, self.metadata)
-        q_nope, q_pe = self.q.split([NOPE, ROPE_DIM], -1)
-        return q_nope, apply_rope(q_pe, self.mla.rope, self.positions)
+        write_latents(self.layer, self.projections, self.metadata)
+        q_nope, q_pe = self.projections.q.split([NOPE, ROPE_DIM], -1)
+        return q_nope, apply_rope(q_pe, self.mla.rope, self.projections.positions)
 
     def absorbed_query(self) -> Tensor:
         """[T, heads, 576]"""
@@ -82,7 +74,7 @@ class Layer:
 
 def make_layer(
     device: torch.device, heads: int, topk: int, requests: int, rows: int, context: int
-) -> Layer:
+) -> LayerPass:
     """`rows` queries of each request, the last of `context` tokens."""
     total = requests * rows
 
@@ -111,34 +103,38 @@ def make_layer(
     mla = attention.MLAWeights(
         softmax_scale=(NOPE + ROPE_DIM) ** -0.5,
         kv_norm=Norm(torch.ones(KV_LORA_RANK, device=device), EPS),
+        rope=Rope(cos_sin, interleaved=True),
         w_uk=randn(heads, NOPE, KV_LORA_RANK, std=KV_LORA_RANK**-0.5),
         w_uv=randn(heads, KV_LORA_RANK, V_HEAD_DIM, std=KV_LORA_RANK**-0.5),
-        rope=Rope(cos_sin, interleaved=True),
     )
-    ones, zeros = torch.tensor([[1.0], [0.0]], device=device).repeat(1, INDEX_HEAD_DIM)
-    indexer = attention.Indexer(Norm(ones, EPS, zeros), Rope(cos_sin, interleaved=False))
-    inputs = attention.IndexerInputs(
+    pages = requests * context // BLOCK_SIZE
+    ones, zeros = (
+        torch.ones(INDEX_HEAD_DIM, device=device),
+        torch.zeros(INDEX_HEAD_DIM, device=device),
+    )
+    indexer = attention.Indexer(
+        k_norm=Norm(ones, EPS, zeros),
+        rope=Rope(cos_sin, interleaved=False),
+        key_cache=index_cache(pages, device),
+    )
+    index = attention.IndexProjections(
         q=randn(total, INDEX_HEADS, INDEX_HEAD_DIM),
         k=randn(total, INDEX_HEAD_DIM),
         weights=randn(total, INDEX_HEADS),
     )
-    layer = Layer(
-        mla=mla,
-        indexer=indexer,
-        inputs=inputs,
-        q=randn(total, heads, NOPE + ROPE_DIM),
-        kv=randn(total, LATENT_DIM),
-        positions=position,
-        latent_cache=latent_cache(requests * context // BLOCK_SIZE, torch.uint8, device),
-        index_cache=index_cache(requests * context // BLOCK_SIZE, device),
+    q, kv = randn(total, heads, NOPE + ROPE_DIM), randn(total, LATENT_DIM)
+    layer = LayerPass(
+        layer=attention.Layer(mla, latent_cache(pages, torch.uint8, device), indexer),
+        projections=attention.Projections(q, kv, position, index),
         metadata=metadata,
         topk_indices=torch.empty(total, topk, dtype=torch.int32, device=device),
         out=torch.empty(total, heads, V_HEAD_DIM, dtype=torch.bfloat16, device=device),
         latents=torch.empty(0),
         latent_table=torch.arange(table.numel(), dtype=torch.int32, device=device).view_as(table),
     )
-    attention.write_latent(mla, layer.kv, position, layer.latent_cache, metadata)
+    write_latents(layer.layer, layer.projections, metadata)
+    cache = layer.layer.latent_cache
     layer.latents = torch.stack(
-        [gather_latents(layer.latent_cache, row, context, torch.bfloat16) for row in table]
+        [gather_latents(cache, row, context, torch.bfloat16) for row in table]
     )
     return layer

@@ -9,22 +9,18 @@ from __future__ import annotations
 import itertools
 import mmap
 import os
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from dsa_plugin.env import Env
 
-OPS = (
-    "latent_cache_write",
-    "index_cache_write",
-    "index_query",
-    "indexer_logits",
-    "indexer_logits_paged",
-    "topk_select",
-    "topk_slots",
-    "masked_mha",
-    "sparse_mla",
-)
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+OPS: list[str] = []
+"""Names of the ops that are counted: `dsa_plugin.attention.ops` lists them."""
 _WIDTH = 12
 
 
@@ -54,8 +50,15 @@ def _counts() -> OpCounts | None:
     return None if path is None else OpCounts(Path(f"{path}.{os.getpid()}"))
 
 
-def count(op: str) -> None:
-    """Note one call of `op`, one of `OPS`; costs a lookup where nobody asked for counts."""
-    counts = _counts()
-    if counts is not None:
-        counts.add(op)
+def counted(op: Callable[_P, _R]) -> Callable[_P, _R]:
+    """The op, noting each call; costs a lookup where nobody asked for counts."""
+    OPS.append(name := op.__name__)
+
+    @wraps(op)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        counts = _counts()
+        if counts is not None:
+            counts.add(name)
+        return op(*args, **kwargs)
+
+    return call

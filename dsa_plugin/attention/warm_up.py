@@ -1,6 +1,7 @@
-"""Launch each kernel once on a GPU, so that no later request waits until Triton has compiled it.
+"""What the first request would otherwise wait for: on a CPU a compiled function, on a GPU kernels.
 
-The first pass that has caches does it: one before the capture of CUDA graphs, or the first request.
+On a GPU each kernel is launched once by the first pass that has caches, one before the capture of
+CUDA graphs or the first request, so that none waits later until Triton has compiled it.
 Which kernels a model's batches need follows from their shapes: the parts that a selection is split
 into, the rows that a program scores, the rounds that a long row is selected from in. Batches of
 such shapes go through `attention.forward` over the model's own caches, of which they write nothing.
@@ -10,16 +11,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from dsa_kernels.dims import LATENT_DIM
 from dsa_kernels.dispatch import use_triton
-from dsa_plugin.attention import layer as attention
+from dsa_kernels.indexer_logits import warm_up_indexer
+from dsa_plugin.attention.layer import IndexProjections, Layer, Projections
 from dsa_plugin.attention.metadata import DSAMetadata, PrefillChunk
+from dsa_plugin.attention.sparse import attend_masked
+
+Forward = Callable[..., None]
+"""`attention.forward`."""
 
 _logger = logging.getLogger(__name__)
 _done: set[Hashable] = set()
@@ -29,65 +34,62 @@ _ROWS = [1 << n for n in range(5)]  # of a prefill; a program scores no more of 
 _TIMES_TOPK = (1, 2, 4, 8)  # contexts: the last is selected from in rounds
 
 
-def warm_up_once(
-    mla: attention.MLAWeights,
-    q: Tensor,
-    indexer: attention.Indexer,
-    inputs: attention.IndexerInputs,
-    latent_cache: Tensor,
-    index_cache: Tensor,
+def warm_up_cpu(device: torch.device, index_cache_dtype: torch.dtype) -> None:
+    """Compile what a CPU's first request would wait for; a host calls it before it serves."""
+    warm_up_indexer(device, index_cache_dtype)
+
+
+def warm_up_gpu(
+    forward: Forward,
+    layer: Layer,
+    projections: Projections,
     metadata: DSAMetadata,
     index_topk: int,
 ) -> None:
-    """For the first layer of its kind, on a GPU, unless a CUDA graph is being captured."""
+    """Compile what a GPU's kernels need, in the first pass of an indexer's layer of each kind.
+
+    Not while a CUDA graph is captured. Arguments are those of `attention.forward`, and that.
+    """
+    q = projections.q
     if not q.is_cuda or not use_triton(q.device) or torch.cuda.is_current_stream_capturing():
         return
-    kind = (q.dtype, q.shape[1:], latent_cache.dtype, index_cache.dtype, index_topk)
-    key = (*kind, q.device, metadata.decode_query_len)
-    if key in _done:
+    if layer.indexer is None:
         return
-    _done.add(key)
+    caches = (layer.latent_cache.dtype, layer.indexer.key_cache.dtype)
+    kind = (q.device, q.dtype, q.shape[1:], *caches, index_topk, metadata.decode_query_len)
+    if kind in _done:
+        return
+    _done.add(kind)
     began = time.perf_counter()
-    warm_up(mla, q, indexer, inputs, latent_cache, index_cache, metadata, index_topk)
+    launch_all(forward, layer, projections, metadata, index_topk)
     _logger.info("compiled DSA's kernels in %.1f s", time.perf_counter() - began)
 
 
-def warm_up(
-    mla: attention.MLAWeights,
-    q: Tensor,
-    indexer: attention.Indexer,
-    inputs: attention.IndexerInputs,
-    latent_cache: Tensor,
-    index_cache: Tensor,
+def launch_all(
+    forward: Forward,
+    layer: Layer,
+    like: Projections,
     metadata: DSAMetadata,
     index_topk: int,
 ) -> None:
-    """Arguments as `attention.forward` takes them: of q, inputs and metadata only the kind."""
+    """Every kernel that batches of such projections and metadata can need."""
     for batch in _batches(metadata, index_topk):
-        rows = batch.num_tokens
-        queries = q.new_zeros(rows, *q.shape[1:])
-        out = q.new_empty(rows, q.shape[1], mla.w_uv.shape[2])
-        topk_indices = batch.request_ids.new_zeros(rows, index_topk)
-        attention.forward(
-            mla,
-            queries,
-            q.new_zeros(rows, LATENT_DIM),
-            indexer,
-            attention.IndexerInputs(
-                inputs.q.new_zeros(rows, *inputs.q.shape[1:]),
-                inputs.k.new_zeros(rows, *inputs.k.shape[1:]),
-                inputs.weights.new_zeros(rows, *inputs.weights.shape[1:]),
-            ),
-            batch.slot_mapping.new_zeros(rows),
-            latent_cache,
-            index_cache,
-            batch,
-            topk_indices,
-            out,
-            reuse_selection=False,
-        )
+        projections = _zeros(like, batch.num_tokens)
+        out = like.q.new_empty(*projections.q.shape[:2], layer.mla.w_uv.shape[2])
+        topk_indices = batch.request_ids.new_zeros(batch.num_tokens, index_topk)
+        forward(layer, projections, batch, topk_indices, out, reuse_selection=False)
         for chunk in batch.prefill_chunks:
-            attention.attend_masked(mla, queries, latent_cache, batch, chunk, topk_indices, out)
+            attend_masked(layer, projections, batch, chunk, topk_indices, out)
+
+
+def _zeros(like: Projections, rows: int) -> Projections:
+    def zeros(tensor: Tensor) -> Tensor:
+        return tensor.new_zeros(rows, *tensor.shape[1:])
+
+    index = like.index and IndexProjections(
+        zeros(like.index.q), zeros(like.index.k), zeros(like.index.weights)
+    )
+    return Projections(zeros(like.q), zeros(like.kv), zeros(like.positions), index)
 
 
 def _batches(like: DSAMetadata, index_topk: int) -> Iterator[DSAMetadata]:

@@ -1,4 +1,4 @@
-"""A prefill's two forms, through `attention.attend`: masked, some heads at a time, and gathered."""
+"""A prefill's two forms, through `sparse.attend`: masked, some heads at a time, and gathered."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from dsa_kernels.cache_write import Norm, Rope
 from dsa_kernels.launch import Launch
 from dsa_kernels.sparse_mla import masked_mha
 from dsa_kernels.testing import make_cos_sin_cache
-from dsa_plugin.attention import layer as attention
+from dsa_plugin import attention
+from dsa_plugin.attention import ops, sparse
 from dsa_plugin.attention.metadata import DSAMetadata, PrefillChunk
 from dsa_testbed.kernel_runs import DEVICE, stand_for
 from dsa_testbed.latents import SCALE, filled_cache
@@ -28,43 +29,34 @@ HEAD_BYTES = KEYS * (NOPE + 64 + V_HEAD_DIM) * 4
 
 @dataclass
 class Prefill:
-    """The last rows of a prompt: what `attention.attend` takes, and where it writes."""
+    """The last rows of a prompt: what `attend` takes, and where it writes."""
 
-    mla: attention.MLAWeights
-    q: Tensor
-    positions: Tensor
-    cache: Tensor
+    layer: attention.Layer
+    projections: attention.Projections
     metadata: DSAMetadata
     topk_indices: Tensor
     out: Tensor
 
     def attend(self) -> None:
-        attention.attend(
-            self.mla,
-            self.q,
-            self.positions,
-            self.cache,
-            self.metadata,
-            self.topk_indices,
-            None,
-            self.out,
+        sparse.attend(
+            self.layer, self.projections, self.metadata, self.topk_indices, None, self.out
         )
 
 
 def prefill(workspace_bytes: int) -> Prefill:
     used = torch.cat((torch.arange(64, 128), torch.arange(192, 228)))
     positions = torch.arange(KEYS - ROWS, KEYS)
+    mla = attention.MLAWeights(
+        softmax_scale=SCALE,
+        kv_norm=Norm(torch.ones(512), 1e-6),
+        rope=Rope(make_cos_sin_cache(KEYS), interleaved=True),
+        w_uk=torch.randn(HEADS, NOPE, 512) / 512**0.5,
+        w_uv=torch.randn(HEADS, 512, V_HEAD_DIM) / 512**0.5,
+    )
+    q, kv = torch.randn(ROWS, HEADS, NOPE + 64), torch.randn(ROWS, 576)
     return Prefill(
-        mla=attention.MLAWeights(
-            softmax_scale=SCALE,
-            kv_norm=Norm(torch.ones(512), 1e-6),
-            w_uk=torch.randn(HEADS, NOPE, 512) / 512**0.5,
-            w_uv=torch.randn(HEADS, 512, V_HEAD_DIM) / 512**0.5,
-            rope=Rope(make_cos_sin_cache(KEYS), interleaved=True),
-        ),
-        q=torch.randn(ROWS, HEADS, NOPE + 64),
-        positions=positions,
-        cache=filled_cache(torch.float32, 4, 64, used)[0],
+        layer=attention.Layer(mla, filled_cache(torch.float32, 4, 64, used)[0], None),
+        projections=attention.Projections(q, kv, positions, None),
         metadata=DSAMetadata(
             num_tokens=ROWS,
             num_decodes=0,
@@ -84,7 +76,7 @@ def prefill(workspace_bytes: int) -> Prefill:
 
 
 def choose(monkeypatch: pytest.MonkeyPatch, *, masked: bool) -> None:
-    monkeypatch.setattr(attention, "masked_is_faster", lambda *_args, **_kwargs: masked)
+    monkeypatch.setattr(sparse, "masked_is_faster", lambda *_args, **_kwargs: masked)
 
 
 def peak_bytes(call: Callable[[], None]) -> int:
@@ -116,7 +108,7 @@ def test_masked_heads_fit_the_workspace(
         calls.append(q.shape[1])
         return masked_mha(q, *args, **kwargs)
 
-    monkeypatch.setattr(attention, "masked_mha", noted)
+    monkeypatch.setattr(ops, "masked_mha", noted)
     batch.attend()
     assert calls == groups
     torch.testing.assert_close(batch.out, gathered, atol=2e-5, rtol=1e-5)
@@ -133,5 +125,5 @@ def test_what_is_reserved_is_what_the_gathered_form_takes(monkeypatch: pytest.Mo
     choose(monkeypatch, masked=False)
     batch = prefill(0)
     taken = peak_bytes(batch.attend)
-    reserved = peak_bytes(lambda: attention.reserve(batch.q, TOPK, 0))
+    reserved = peak_bytes(lambda: attention.reserve(batch.projections.q, TOPK, 0))
     assert 0.9 * reserved < taken <= reserved

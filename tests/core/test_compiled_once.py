@@ -25,8 +25,8 @@ from dsa_kernels.arch import ARCHS
 from dsa_kernels.cache_write import Norm, Rope
 from dsa_kernels.launch import Launch
 from dsa_kernels.testing import make_cos_sin_cache
-from dsa_plugin.attention import layer as attention
-from dsa_plugin.attention import warm_up as kernel_warm_up
+from dsa_plugin import attention
+from dsa_plugin.attention import warm_up
 from dsa_plugin.attention.metadata import DSAMetadata, split_prefill
 
 Variants = dict[str, dict[str, set[str]]]
@@ -104,26 +104,25 @@ def test_batches_of_any_shape(
 def test_the_warm_up_runs_once_and_not_in_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """For each kind of model: a draft's rows are another."""
     runs, capturing = [], False
-    monkeypatch.setattr(kernel_warm_up, "_done", set())
-    monkeypatch.setattr(kernel_warm_up, "use_triton", lambda _device: True)
-    monkeypatch.setattr(kernel_warm_up, "warm_up", lambda *arguments: runs.append(arguments))
+    monkeypatch.setattr(warm_up, "_done", set())
+    monkeypatch.setattr(warm_up, "use_triton", lambda _device: True)
+    monkeypatch.setattr(warm_up, "launch_all", lambda *arguments: runs.append(arguments))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
     gpu = Mock(is_cuda=True, shape=(1, HEADS, NOPE + 64))
-    cpu, cache, batch, draft = (
-        zeros(1),
-        zeros(1),
-        Mock(decode_query_len=1),
-        Mock(decode_query_len=2),
-    )
+    cpu, batch, draft = zeros(1), Mock(decode_query_len=1), Mock(decode_query_len=2)
 
-    def pass_by(q: Any, metadata: Any) -> int:
-        kernel_warm_up.warm_up_once(Mock(), q, Mock(), Mock(), cache, cache, metadata, TOPK)
+    layer = Mock()
+
+    def pass_by(q: Any, metadata: Any, layer: Any = layer) -> int:
+        projections = Mock(q=q)
+        warm_up.warm_up_gpu(Mock(), layer, projections, metadata, TOPK)
         return len(runs)
 
     capturing = True
     assert pass_by(gpu, batch) == 0
     capturing = False
     assert pass_by(cpu, batch) == 0
+    assert pass_by(gpu, batch, Mock(indexer=None)) == 0
     assert pass_by(gpu, batch) == 1
     assert pass_by(gpu, batch) == 1
     assert pass_by(gpu, draft) == 2
@@ -166,41 +165,40 @@ class Layer:
 
     def __init__(self, cache_dtype: torch.dtype) -> None:
         fp8 = cache_dtype == torch.uint8
-        self.latents = torch.zeros(16, 64, 656 if fp8 else 576, dtype=cache_dtype)
-        self.keys = torch.zeros(16, 64, 132 if fp8 else 128, dtype=cache_dtype)
         table = make_cos_sin_cache(16)
-        self.mla = attention.MLAWeights(
+        mla = attention.MLAWeights(
             softmax_scale=0.1,
             kv_norm=Norm(zeros(512), 1e-6),
+            rope=Rope(table, interleaved=True),
             w_uk=zeros(HEADS, NOPE, 512),
             w_uv=zeros(HEADS, 512, V_HEAD_DIM),
-            rope=Rope(table, interleaved=True),
         )
-        norm = Norm(torch.ones(128), 1e-6, torch.zeros(128))
-        self.indexer = attention.Indexer(norm, Rope(table, interleaved=False))
+        indexer = attention.Indexer(
+            k_norm=Norm(torch.ones(128), 1e-6, torch.zeros(128)),
+            rope=Rope(table, interleaved=False),
+            key_cache=torch.zeros(16, 64, 132 if fp8 else 128, dtype=cache_dtype),
+        )
+        latents = torch.zeros(16, 64, 656 if fp8 else 576, dtype=cache_dtype)
+        self.layer = attention.Layer(mla, latents, indexer)
 
     def warm_up(self, batch: DSAMetadata) -> None:
-        q, inputs = zeros(1, HEADS, NOPE + 64), self.inputs(1)
-        kernel_warm_up.warm_up(
-            self.mla, q, self.indexer, inputs, self.latents, self.keys, batch, TOPK
-        )
+        warm_up.launch_all(attention.forward, self.layer, self.projections(1), batch, TOPK)
 
-    def inputs(self, tokens: int) -> attention.IndexerInputs:
-        return attention.IndexerInputs(
-            zeros(tokens, INDEX_HEADS, 128), zeros(tokens, 128), zeros(tokens, INDEX_HEADS)
+    def projections(self, tokens: int) -> attention.Projections:
+        return attention.Projections(
+            zeros(tokens, HEADS, NOPE + 64),
+            zeros(tokens, 576),
+            torch.zeros(tokens, dtype=torch.int64),
+            attention.IndexProjections(
+                zeros(tokens, INDEX_HEADS, 128), zeros(tokens, 128), zeros(tokens, INDEX_HEADS)
+            ),
         )
 
     def forward(self, batch: DSAMetadata) -> None:
         tokens = batch.num_tokens
         attention.forward(
-            self.mla,
-            zeros(tokens, HEADS, NOPE + 64),
-            zeros(tokens, 576),
-            self.indexer,
-            self.inputs(tokens),
-            torch.zeros(tokens, dtype=torch.int64),
-            self.latents,
-            self.keys,
+            self.layer,
+            self.projections(tokens),
             batch,
             torch.zeros(tokens, TOPK, dtype=torch.int32),
             zeros(tokens, HEADS, V_HEAD_DIM),

@@ -1,9 +1,8 @@
 """Break one thing in the served model, to show that the exactness tests notice.
 
 A server started with ``DSA_TEST_MUTATION=<name>`` loads ``apply`` as a plugin in each of its
-processes (server.py sees to it). It replaces functions of dsa_plugin.attention.layer, or ones that
-module imported by name, or what "module:Class.method" names, and writes ``dsa test mutation
-applied: <name>`` to stderr.
+processes (server.py sees to it). It replaces an op, or what "module:Class.method" names, and writes
+``dsa test mutation applied: <name>`` to stderr.
 """
 
 import dataclasses
@@ -18,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 VARIABLE = "DSA_TEST_MUTATION"
+OPS = "dsa_plugin.attention.ops"
 ENTRY_POINT = "dsa_testbed.mutations:apply"
 # The families' index_topk: the host's metadata does not carry it.
 _INDEX_TOPK = 64
@@ -34,23 +34,18 @@ def apply() -> None:
     for target, wrap in MUTATIONS[name].items():
         module, colon, path = target.rpartition(":")
         *owners, attribute = path.split(".")
-        owner: Any = importlib.import_module(module if colon else "dsa_plugin.attention.layer")
+        owner: Any = importlib.import_module(module if colon else OPS)
         for part in owners:
             owner = getattr(owner, part)
         setattr(owner, attribute, wrap(getattr(owner, attribute)))
     print(f"dsa test mutation applied: {name}", file=sys.stderr, flush=True)
 
 
-def _flip(keyword: str) -> Wrapper:
-    """The function, with a boolean keyword argument inverted."""
+def _other_hadamard(function: Function) -> Function:
+    def flipped(*args: Any, hadamard: bool, **kwargs: Any) -> Any:
+        return function(*args, hadamard=not hadamard, **kwargs)
 
-    def wrap(function: Function) -> Function:
-        def flipped(*args: Any, **kwargs: Any) -> Any:
-            return function(*args, **kwargs | {keyword: not kwargs.get(keyword, False)})
-
-        return flipped
-
-    return wrap
+    return flipped
 
 
 def _argument(index: int, change: Callable[[Any], Any]) -> Wrapper:
@@ -63,14 +58,6 @@ def _argument(index: int, change: Callable[[Any], Any]) -> Wrapper:
         return changed
 
     return wrap
-
-
-def _other_style(rope: Any) -> Any:
-    return dataclasses.replace(rope, interleaved=not rope.interleaved)
-
-
-def _without_bias(norm: Any) -> Any:
-    return dataclasses.replace(norm, bias=norm.bias * 0)
 
 
 def _topk_minus_one(function: Function) -> Function:
@@ -92,21 +79,29 @@ def _topk_minus_one_in_decode(function: Function) -> Function:
     return topk_select_slots
 
 
+def _other_style(rope: Any) -> Any:
+    return dataclasses.replace(rope, interleaved=not rope.interleaved)
+
+
+def _without_bias(norm: Any) -> Any:
+    return dataclasses.replace(norm, bias=norm.bias * 0)
+
+
 def _one_less(row_end: Tensor) -> Tensor:
     return (row_end - 1).clamp(min=1)
 
 
 def _dense(function: Function) -> Function:
-    def attend(*args: Any) -> None:
+    def attend(layer: Any, projections: Any, metadata: Any, topk_indices: Any, *rest: Any) -> None:
         import torch
 
-        mla, q, positions, cache, metadata, topk_indices, _, out = args
+        positions = projections.positions
         everything = torch.arange(
             int(positions.max()) + 1, dtype=topk_indices.dtype, device=topk_indices.device
         )
         visible = everything <= positions[:, None]
         everything = torch.where(visible, everything, -1)
-        function(mla, q, positions, cache, metadata, everything, None, out)
+        function(layer, projections, metadata, everything, None, rest[1])
 
     return attend
 
@@ -114,36 +109,35 @@ def _dense(function: Function) -> Function:
 def _short_prompts_unwritten(function: Function) -> Function:
     """As a server that skips the whole indexer where it need not score."""
 
-    def write_index_key(indexer: Any, k: Any, positions: Any, cache: Any, metadata: Any) -> None:
+    def write_index_keys(indexer: Any, projections: Any, metadata: Any) -> None:
         slots = metadata.slot_mapping.clone()
         for chunk in metadata.prefill_chunks:
             if chunk.num_keys <= _INDEX_TOPK:
                 slots[chunk.start : chunk.end] = -1
-        skipping = dataclasses.replace(metadata, slot_mapping=slots)
-        function(indexer, k, positions, cache, skipping)
+        function(indexer, projections, dataclasses.replace(metadata, slot_mapping=slots))
 
-    return write_index_key
+    return write_index_keys
 
 
 def _last_slot_stale(function: Function) -> Function:
     """The last entry of a page keeps what the page's previous owner left."""
 
-    def write_index_key(indexer: Any, k: Any, positions: Any, cache: Any, metadata: Any) -> None:
+    def write_index_keys(indexer: Any, projections: Any, metadata: Any) -> None:
         slots, size = metadata.slot_mapping, metadata.block_size
         stale = slots.masked_fill(slots % size == size - 1, -1)
-        function(indexer, k, positions, cache, dataclasses.replace(metadata, slot_mapping=stale))
+        function(indexer, projections, dataclasses.replace(metadata, slot_mapping=stale))
 
-    return write_index_key
+    return write_index_keys
 
 
 def _selection_lost(function: Function) -> Function:
     """What a shared layer reuses is overwritten by the oldest tokens after each layer."""
 
-    def attend(*args: Any) -> None:
+    def attend(layer: Any, projections: Any, metadata: Any, topk_indices: Any, *rest: Any) -> None:
         import torch
 
-        function(*args)
-        positions, topk_indices = args[2], args[5]
+        function(layer, projections, metadata, topk_indices, *rest)
+        positions = projections.positions
         oldest = torch.arange(topk_indices.shape[1], dtype=torch.int32, device=positions.device)
         rows = topk_indices[: positions.shape[0]]
         rows.copy_(torch.where(oldest <= positions[:, None], oldest, -1))
@@ -163,13 +157,12 @@ def _recorded(function: Function) -> Function:
     """Write each layer's selection to the folder DSA_TEST_RECORD, one file a call, in order."""
     calls = itertools.count()
 
-    def attend(*args: Any) -> None:
+    def attend(layer: Any, projections: Any, metadata: Any, topk_indices: Any, *rest: Any) -> None:
         import numpy as np
 
-        positions, topk_indices = args[2], args[5]
         path = Path(os.environ["DSA_TEST_RECORD"]) / f"{next(calls):06d}.npy"
-        np.save(path, topk_indices[: positions.shape[0]].numpy(), allow_pickle=False)
-        function(*args)
+        np.save(path, topk_indices[: metadata.num_tokens].numpy(), allow_pickle=False)
+        function(layer, projections, metadata, topk_indices, *rest)
 
     return attend
 
@@ -206,7 +199,7 @@ def _as_captured(function: Function) -> Function:
             self.init_cuda_graph_state(64, 1024)
             self.captured = {}
         self.init_forward_metadata_out_graph(forward_batch)
-        ours = self.planned
+        ours = self.prepared
         addresses = (ours.block_table.data_ptr(), ours.request_ids.data_ptr())
         shape = (ours.num_decodes, ours.num_tokens)
         if self.captured.setdefault(shape, addresses) != addresses:
@@ -215,7 +208,8 @@ def _as_captured(function: Function) -> Function:
     return init_forward_metadata
 
 
-# Name -> attribute of dsa_plugin.attention.layer -> what replaces it.
+_FORWARD = "dsa_plugin.attention.forward"
+# Name -> op, or "module:function" -> what replaces it.
 MUTATIONS: dict[str, dict[str, Wrapper]] = {
     # Query and key of the indexer rotate pairs where the model rotates halves, or the reverse.
     "indexer_rope_style": {
@@ -225,7 +219,7 @@ MUTATIONS: dict[str, dict[str, Wrapper]] = {
     "index_query_rope_style": {"index_query": _argument(2, _other_style)},
     "query_rope_style": {"apply_rope": _argument(1, _other_style)},
     # The key is rotated by the Hadamard matrix and the query is not, or the reverse.
-    "hadamard_one_side": {"index_cache_write": _flip("hadamard")},
+    "hadamard_one_side": {"index_cache_write": _other_hadamard},
     "topk_minus_one": {
         "topk_select": _topk_minus_one,
         "topk_select_slots": _topk_minus_one_in_decode,
@@ -234,19 +228,21 @@ MUTATIONS: dict[str, dict[str, Wrapper]] = {
         "topk_select": _argument(3, _one_less),
         "topk_select_slots": _argument(2, _one_less),
     },
-    "dense_attention": {"attend": _dense},
-    "index_key_not_written_short_prompt": {"write_index_key": _short_prompts_unwritten},
-    "stale_index_page": {"write_index_key": _last_slot_stale},
+    "dense_attention": {f"{_FORWARD}:attend": _dense},
+    "index_key_not_written_short_prompt": {
+        f"{_FORWARD}:write_index_keys": _short_prompts_unwritten
+    },
+    "stale_index_page": {f"{_FORWARD}:write_index_keys": _last_slot_stale},
     "index_key_bias": {"index_cache_write": _argument(1, _without_bias)},
     "index_weights_unsigned": {"index_query": _absolute_weights},
     # Without YaRN's mscale^2 (factor 40); in GLM, just wrong.
     "softmax_scale": {"sparse_mla": _argument(3, lambda scale: scale / 1.8738542)},
-    "shared_selection_lost": {"attend": _selection_lost},
+    "shared_selection_lost": {f"{_FORWARD}:attend": _selection_lost},
     # Breaks nothing.
-    "record_selection": {"attend": _recorded},
+    "record_selection": {f"{_FORWARD}:attend": _recorded},
     "record_kernels": {
         "dsa_kernels.launch:Launch.run": _named,
-        "masked_is_faster": _from_64_rows,
+        "dsa_plugin.attention.sparse:masked_is_faster": _from_64_rows,
     },
     "decode_as_captured": {
         "dsa_plugin.hosts.sglang.backend:DSABackend.init_forward_metadata": _as_captured

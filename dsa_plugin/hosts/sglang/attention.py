@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from dsa_kernels.cache_write import Norm, Rope
 from dsa_kernels.dims import INDEX_HEAD_DIM, LATENT_DIM
-from dsa_plugin.attention import layer as attention
-from dsa_plugin.attention.warm_up import warm_up_once
+from dsa_plugin import attention
 from dsa_plugin.config import DSAConfig
 from dsa_plugin.hosts.sglang.backend import DSABackend
 from dsa_plugin.hosts.sglang.compat import attn_tp_context
@@ -64,11 +63,19 @@ class DSAIndexer(nn.Module):
         )
         self.k_norm = nn.LayerNorm(INDEX_HEAD_DIM, eps=1e-6, dtype=torch.float32)
 
-    def forward(self, hidden_states: Tensor, q_latent: Tensor) -> attention.IndexerInputs:
+    def forward(self, hidden_states: Tensor, q_latent: Tensor) -> attention.IndexProjections:
         """hidden_states [T, hidden_size], q_latent [T, q_lora_rank], the query's normed latent."""
         q = self.wq_b(q_latent)[0].view(-1, self.num_heads, INDEX_HEAD_DIM)
         k = self.wk(hidden_states)[0]
-        return attention.IndexerInputs(q, k, self.weights_proj(hidden_states)[0])
+        return attention.IndexProjections(q, k, self.weights_proj(hidden_states)[0])
+
+    def bound(self, cos_sin_cache: Tensor, key_cache: Tensor) -> attention.Indexer:
+        """What the core needs of it."""
+        return attention.Indexer(
+            k_norm=Norm(self.k_norm.weight, self.k_norm.eps, self.k_norm.bias),
+            rope=Rope(cos_sin_cache, self.interleaved),
+            key_cache=key_cache,
+        )
 
 
 class DSAAttention(DeepseekV2AttentionMLA):
@@ -80,29 +87,28 @@ class DSAAttention(DeepseekV2AttentionMLA):
 
     indexer: DSAIndexer | None
     mla: attention.MLAWeights
-    indexer_constants: attention.Indexer | None
 
     def read_weights(self) -> None:
         """Take the absorbed weights that the host made of kv_b_proj."""
         assert self.w_kc is not None
         assert self.w_vc is not None
         assert self.rotary_emb is not None
-        cos_sin_cache = self.rotary_emb.cos_sin_cache
         dtype = self.kv_a_layernorm.weight.dtype
         self.mla = attention.MLAWeights(
             softmax_scale=self.scaling,
             kv_norm=Norm(self.kv_a_layernorm.weight, self.kv_a_layernorm.variance_epsilon),
+            rope=Rope(self.rotary_emb.cos_sin_cache, interleaved=True),
             w_uk=self._unquantised(self.w_kc, dtype),
             w_uv=self._unquantised(self.w_vc, dtype),
-            rope=Rope(cos_sin_cache, interleaved=True),
         )
-        self.indexer_constants = None
+
+    def bound(self, backend: DSABackend) -> attention.Layer:
+        """Weights and caches as they are now: the host may load or allocate either again."""
+        indexer = None
         if self.indexer is not None:
-            norm = self.indexer.k_norm
-            self.indexer_constants = attention.Indexer(
-                Norm(norm.weight, norm.eps, norm.bias),
-                Rope(cos_sin_cache, self.indexer.interleaved),
-            )
+            cache = backend.index_cache(self.layer_id)
+            indexer = self.indexer.bound(self.mla.rope.cos_sin_cache, cache)
+        return attention.Layer(self.mla, backend.latent_cache(self.layer_id), indexer)
 
     def _unquantised(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """The host makes per-tensor fp8 of some kv_b_proj; our products are not fp8."""
@@ -126,14 +132,14 @@ class DSAAttention(DeepseekV2AttentionMLA):
         q_latent, kv = latents.split([self.q_lora_rank, LATENT_DIM], dim=-1)
         q_latent = self.q_a_layernorm(q_latent)
         q = self.q_b_proj_forward(q_latent)
-        inputs = None if self.indexer is None else self.indexer(hidden_states, q_latent)
-        return q, kv, inputs, positions, forward_batch, prev_topk_indices
+        index = None if self.indexer is None else self.indexer(hidden_states, q_latent)
+        return q, kv, index, positions, forward_batch, prev_topk_indices
 
     def forward_absorb_core(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         q: Tensor,
         kv: Tensor,
-        inputs: attention.IndexerInputs | None,
+        index: attention.IndexProjections | None,
         positions: Tensor,
         forward_batch: Any,
         prev_topk_indices: Tensor | None,
@@ -157,23 +163,10 @@ class DSAAttention(DeepseekV2AttentionMLA):
                 "handed none on"
             )
         out = q.new_empty(q.shape[0], self.num_local_heads, self.v_head_dim)
-        batch = backend.batch(forward_batch, positions, self.layer_id)
-        latent_cache, index_cache = backend.latent_cache(self.layer_id), None
-        indexer = self.indexer_constants
-        if indexer is not None and inputs is not None:
-            index_cache = backend.index_cache(self.layer_id)
-            topk = topk_indices.shape[1]
-            warm_up_once(self.mla, q, indexer, inputs, latent_cache, index_cache, batch, topk)
         attention.forward(
-            self.mla,
-            q,
-            kv,
-            indexer,
-            inputs,
-            positions,
-            latent_cache,
-            index_cache,
-            batch,
+            self.bound(backend),
+            attention.Projections(q, kv, positions, index),
+            backend.batch(forward_batch, positions, self.layer_id),
             topk_indices,
             out,
             reuse_selection=reuse,

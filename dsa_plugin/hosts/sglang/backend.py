@@ -15,11 +15,16 @@ from sglang.srt.runtime_context import get_spec
 from torch import Tensor
 
 from dsa_kernels.dims import INDEX_FP8_BYTES, INDEX_HEAD_DIM, INDEX_PAGE
-from dsa_plugin.attention import layer as attention
+from dsa_plugin.attention import warm_up_cpu
 from dsa_plugin.attention.metadata import DSAMetadata
 from dsa_plugin.env import Env
-from dsa_plugin.hosts.sglang import metadata
-from dsa_plugin.hosts.sglang.compat import BACKEND
+from dsa_plugin.hosts.sglang.metadata import (
+    PreparedBatch,
+    block_table,
+    prepare,
+    prepare_uniform,
+)
+from dsa_plugin.hosts.sglang.names import BACKEND
 
 
 class DSABackend(AttentionBackend):
@@ -27,10 +32,10 @@ class DSABackend(AttentionBackend):
 
     Attributes:
         req_to_token_pool, token_to_kv_pool: where the host's forward context looks for them.
-        planned: the coming pass's metadata, without what `batch` adds within it.
+        prepared: the coming pass's batch.
     """
 
-    planned: DSAMetadata
+    prepared: PreparedBatch
 
     def __init__(self, runner: Any) -> None:
         super().__init__()
@@ -41,10 +46,10 @@ class DSABackend(AttentionBackend):
         self._workspace_bytes = Env.load().logits_workspace_mb << 20
         # Built after the caches and before the server answers.
         index_dtype = self.token_to_kv_pool.index_k_with_scale_buffer_dtype
-        attention.warm_up(torch.device(self.device), index_dtype)
+        warm_up_cpu(torch.device(self.device), index_dtype)
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
-        self.planned = metadata.plan(
+        self.prepared = prepare(
             forward_batch,
             self.req_to_token_pool.req_to_token,
             self._draft_tokens,
@@ -63,12 +68,12 @@ class DSABackend(AttentionBackend):
         requests = forward_batch.batch_size
         table = self._block_table[:requests]
         pool_indices = forward_batch.req_pool_indices[:requests]
-        table.copy_(metadata.block_table(tokens, pool_indices, tokens.shape[1]))
+        table.copy_(block_table(tokens, pool_indices, tokens.shape[1]))
         rows = forward_batch.positions.shape[0]
         query_len = max(rows // max(requests, 1), 1)
         if query_len not in self._request_ids:
             self._request_ids[query_len] = self._rows // query_len
-        self.planned = metadata.uniform(
+        self.prepared = prepare_uniform(
             table, self._request_ids[query_len][:rows], requests, self._workspace_bytes
         )
 
@@ -78,7 +83,7 @@ class DSABackend(AttentionBackend):
     def batch(self, forward_batch: Any, positions: Tensor, layer: int) -> DSAMetadata:
         """The pass's metadata; computed by its first layer, in the graph if there is one."""
         if layer == self.token_to_kv_pool.start_layer:
-            self._batch = metadata.in_pass(self.planned, positions, forward_batch.out_cache_loc)
+            self._batch = self.prepared.at(positions, forward_batch.out_cache_loc)
         return self._batch
 
     def latent_cache(self, layer: int) -> Tensor:

@@ -1,26 +1,13 @@
-"""What has no hook in SGLang, or differs between 0.5.20 and 0.5.23: one function each.
+"""What differs between SGLang 0.5.20 and 0.5.23: one function each.
 
 Every function says what, why, the upstream place and when to remove it.
 """
 
 from __future__ import annotations
 
-from functools import cache, wraps
-from typing import Any, cast
+from typing import Any
 
 from sglang.srt.platforms.interface import SRTPlatform
-
-BACKEND = "dsa_plugin"
-"""Our name among SGLang's attention backends."""
-
-
-@cache
-def install() -> None:
-    """Apply what a worker needs before it builds cache pools and the MTP draft."""
-    from dsa_plugin.hosts.sglang.pool import size_index_cache
-
-    offer_draft_backends()
-    size_index_cache()
 
 
 def native_path(model_type: str) -> str | None:
@@ -89,29 +76,3 @@ def has_pool_hook() -> bool:
     from sglang.srt.platforms import current_platform
 
     return _ASKED == "get_kv_pool_cls" or current_platform.is_out_of_tree()
-
-
-def offer_draft_backends() -> None:
-    """Let the MTP draft run on our backend.
-
-    What: adds our name to the two maps from backend name to draft backend.
-    Why: they are local variables of DraftBackendFactory's methods, without a registry.
-    Upstream: speculative/draft_utils.py. Remove when: an attention backend can register its draft.
-    """
-    from sglang.srt.speculative.draft_utils import DraftBackendFactory
-
-    from dsa_plugin.hosts.sglang.backend import DSABackend, DSADraftBackend
-
-    original = DraftBackendFactory._create_backend
-
-    @wraps(original)
-    def create(self: Any, kind: str, backend_map: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        runner, steps = self.draft_model_runner, self.speculative_num_steps
-
-        def ours() -> tuple[str, Any]:
-            decode = kind == "decode_attention_backend" and kwargs.get("stamps_children")
-            return BACKEND, DSADraftBackend(runner, steps) if decode else DSABackend(runner)
-
-        return original(self, kind, backend_map | {BACKEND: ours}, *args, **kwargs)
-
-    cast(Any, DraftBackendFactory)._create_backend = create

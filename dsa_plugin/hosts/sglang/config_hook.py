@@ -19,9 +19,9 @@ from dsa_kernels.dims import INDEX_PAGE
 from dsa_plugin.config import DSAConfig
 from dsa_plugin.env import Env
 from dsa_plugin.hosts.checkpoint import check_checkpoint
-from dsa_plugin.hosts.sglang.compat import BACKEND, native_path
+from dsa_plugin.hosts.sglang.compat import native_path
+from dsa_plugin.hosts.sglang.names import BACKEND, MODELS
 from dsa_plugin.hosts.sglang.refusals import unsupported
-from dsa_plugin.hosts.sglang.registration import MODELS
 from dsa_plugin.hosts.takeover import decide
 from dsa_registry import all_entries
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,15 +18,43 @@ def is_uniform(forward_batch: Any) -> bool:
     return bool(mode.is_decode_or_idle() or mode.is_target_verify() or mode.is_draft_extend_v2())
 
 
-def plan(
-    forward_batch: Any,
-    req_to_token: Tensor,
-    draft_tokens: int,
-    workspace_bytes: int,
-) -> DSAMetadata:
-    """What a pass needs that does not change with its layers or its position in a captured graph.
+@dataclass(frozen=True)
+class PreparedBatch:
+    """What of a pass does not change with its layers or its position in a captured graph.
 
-    `in_pass` adds the rest. Only host integers are read.
+    Attributes: those of DSAMetadata.
+    """
+
+    num_tokens: int
+    request_ids: Tensor
+    block_table: Tensor
+    workspace_bytes: int
+    num_decodes: int = 0
+    decode_query_len: int = 0
+    max_decode_context_len: int = 0
+    prefill_chunks: tuple[PrefillChunk, ...] = ()
+
+    def at(self, positions: Tensor, out_cache_loc: Tensor) -> DSAMetadata:
+        """With its rows, read where the pass runs: in a captured graph, in each MTP draft step."""
+        return DSAMetadata(
+            num_tokens=self.num_tokens,
+            num_decodes=self.num_decodes,
+            decode_query_len=self.decode_query_len,
+            max_decode_context_len=self.max_decode_context_len,
+            prefill_chunks=self.prefill_chunks,
+            request_ids=self.request_ids,
+            context_lens=(positions[: self.num_tokens] + 1).to(torch.int32),
+            block_table=self.block_table,
+            slot_mapping=out_cache_loc[: self.num_tokens],
+            block_size=INDEX_PAGE,
+            workspace_bytes=self.workspace_bytes,
+        )
+
+
+def prepare(
+    forward_batch: Any, req_to_token: Tensor, draft_tokens: int, workspace_bytes: int
+) -> PreparedBatch:
+    """Only host integers are read.
 
     Args:
         forward_batch: the host's.
@@ -38,7 +66,7 @@ def plan(
         requests, rows = forward_batch.batch_size, forward_batch.positions.shape[0]
         longest = _longest(forward_batch.seq_lens_cpu, req_to_token.shape[1] - draft_tokens)
         ids = torch.arange(rows, dtype=torch.int32, device=req_to_token.device)
-        return uniform(
+        return prepare_uniform(
             block_table(req_to_token, forward_batch.req_pool_indices, longest + draft_tokens),
             ids // max(rows // max(requests, 1), 1),
             requests,
@@ -54,7 +82,7 @@ def plan(
         starts.append(starts[-1] + new)
     ids = torch.arange(len(lens), dtype=torch.int32)
     request_ids = ids.repeat_interleave(torch.tensor(extend_lens), output_size=starts[-1])
-    return _planned(
+    return PreparedBatch(
         num_tokens=starts[-1],
         prefill_chunks=split_prefill(starts, lens, 0, workspace_bytes),
         request_ids=request_ids.to(req_to_token.device, non_blocking=True),
@@ -65,10 +93,12 @@ def plan(
     )
 
 
-def uniform(table: Tensor, request_ids: Tensor, requests: int, workspace_bytes: int) -> DSAMetadata:
+def prepare_uniform(
+    table: Tensor, request_ids: Tensor, requests: int, workspace_bytes: int
+) -> PreparedBatch:
     """Of `requests` requests with as many rows each; `request_ids` [T] int32."""
     rows = request_ids.shape[0]
-    return _planned(
+    return PreparedBatch(
         num_tokens=rows,
         num_decodes=requests,
         decode_query_len=rows // max(requests, 1),
@@ -76,16 +106,6 @@ def uniform(table: Tensor, request_ids: Tensor, requests: int, workspace_bytes: 
         request_ids=request_ids,
         block_table=table,
         workspace_bytes=workspace_bytes,
-    )
-
-
-def in_pass(planned: DSAMetadata, positions: Tensor, out_cache_loc: Tensor) -> DSAMetadata:
-    """A pass's rows, read where it runs: within a captured graph, and in each MTP draft step."""
-    tokens = planned.num_tokens
-    return replace(
-        planned,
-        context_lens=(positions[:tokens] + 1).to(torch.int32),
-        slot_mapping=out_cache_loc[:tokens],
     )
 
 
@@ -97,31 +117,3 @@ def block_table(req_to_token: Tensor, requests: Tensor, longest: int) -> Tensor:
 def _longest(seq_lens_cpu: Tensor | None, limit: int) -> int:
     """The longest context, or the limit where the host keeps no copy of the lengths."""
     return limit if seq_lens_cpu is None else max(seq_lens_cpu.tolist(), default=0)
-
-
-def _planned(
-    *,
-    num_tokens: int,
-    request_ids: Tensor,
-    block_table: Tensor,
-    workspace_bytes: int,
-    num_decodes: int = 0,
-    decode_query_len: int = 0,
-    max_decode_context_len: int = 0,
-    prefill_chunks: tuple[PrefillChunk, ...] = (),
-) -> DSAMetadata:
-    """A DSAMetadata whose `context_lens` and `slot_mapping` are for `in_pass` to say."""
-    nothing = torch.empty(0, dtype=torch.int32)
-    return DSAMetadata(
-        num_tokens=num_tokens,
-        num_decodes=num_decodes,
-        decode_query_len=decode_query_len,
-        max_decode_context_len=max_decode_context_len,
-        prefill_chunks=prefill_chunks,
-        request_ids=request_ids,
-        context_lens=nothing,
-        block_table=block_table,
-        slot_mapping=nothing,
-        block_size=INDEX_PAGE,
-        workspace_bytes=workspace_bytes,
-    )

@@ -14,7 +14,7 @@ import torch
 
 from dsa_kernels.dims import INDEX_FP8_BYTES, INDEX_HEAD_DIM, index_bytes_per_token
 from dsa_plugin.env import Env
-from dsa_plugin.hosts.sglang.compat import BACKEND
+from dsa_plugin.hosts.sglang.names import BACKEND
 
 
 def pool_class() -> type | None:

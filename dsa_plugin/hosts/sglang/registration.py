@@ -14,13 +14,11 @@ from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
 from sglang.srt.environ import envs
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-from dsa_plugin.hosts.sglang.compat import BACKEND, POOL_HOOK
+from dsa_plugin.hosts.sglang.compat import POOL_HOOK
+from dsa_plugin.hosts.sglang.names import BACKEND, MODELS, RESOLUTION_STEP
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-MODELS = "dsa_plugin.hosts.sglang.models"
-RESOLUTION_STEP = "handle_model_specific_adjustments"
 
 
 def register_with_sglang() -> None:

@@ -7,11 +7,19 @@ from typing import Any, ClassVar
 import torch
 from vllm.v1.attention.backend import AttentionBackend, MultipleOf
 
+from dsa_plugin.env import Env
 from dsa_plugin.hosts.vllm.metadata import DSAMetadataBuilder
 
 
+def index_cache_is_fp8() -> bool:
+    """`DSA_INDEX_CACHE_DTYPE`; auto is fp8 on an accelerator, the model's dtype on a CPU."""
+    from vllm.platforms import current_platform
+
+    return Env.load().index_cache_is_fp8("cpu" if current_platform.is_cpu() else "cuda")
+
+
 class DSABackend(AttentionBackend):
-    """Backend of both cache layers; attention itself is one op of the layer (`model.py`)."""
+    """Backend of both cache layers; attention itself is one op of the layer (`attention.py`)."""
 
     supported_dtypes: ClassVar[list[torch.dtype]] = [
         torch.float32,

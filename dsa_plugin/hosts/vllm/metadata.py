@@ -8,7 +8,7 @@ import torch
 from vllm.v1.attention.backend import AttentionCGSupport, AttentionMetadataBuilder
 from vllm.v1.attention.backends.utils import split_decodes_and_prefills
 
-from dsa_plugin.attention import layer as attention
+from dsa_plugin.attention import warm_up_cpu
 from dsa_plugin.attention.metadata import DSAMetadata, PrefillChunk, split_prefill
 from dsa_plugin.env import Env
 from dsa_plugin.hosts.vllm.compat import host_side_seq_lens
@@ -42,7 +42,7 @@ class DSAMetadataBuilder(AttentionMetadataBuilder[DSAMetadata]):
         self._context_lens = torch.empty(max_tokens, dtype=torch.int32, device=device)
         self._workspace_bytes = Env.load().logits_workspace_mb << 20
         # Built before the server answers; the profiling run is one that CPUs do without.
-        attention.warm_up(device, kv_cache_spec.dtype)
+        warm_up_cpu(device, kv_cache_spec.dtype)
 
     def build(
         self,

@@ -19,7 +19,8 @@ from dsa_plugin.config import DSAConfig
 from dsa_plugin.env import Env
 from dsa_plugin.hosts.replaced_names import replaced_names
 from dsa_plugin.hosts.sglang.attention import DSAAttention, DSAIndexer
-from dsa_plugin.hosts.sglang.compat import BACKEND, install
+from dsa_plugin.hosts.sglang.install import install
+from dsa_plugin.hosts.sglang.names import BACKEND
 
 _logger = logging.getLogger("dsa_plugin.hosts.sglang")
 

@@ -32,7 +32,8 @@ def resolution_hook() -> str | None:
     """Our step is in the resolution of arguments."""
     from sglang.srt.arg_groups.resolution_hooks import _HOOKS
 
-    from dsa_plugin.hosts.sglang.registration import RESOLUTION_STEP, _resolve
+    from dsa_plugin.hosts.sglang.names import RESOLUTION_STEP
+    from dsa_plugin.hosts.sglang.registration import _resolve
 
     return None if _resolve in _HOOKS.get(RESOLUTION_STEP, []) else f"not in {RESOLUTION_STEP}"
 
@@ -54,7 +55,7 @@ def model_classes() -> str | None:
     """The host's model registry resolves every DSA architecture to our class."""
     from sglang.srt.models.registry import ModelRegistry
 
-    from dsa_plugin.hosts.sglang.registration import MODELS
+    from dsa_plugin.hosts.sglang.names import MODELS
 
     for name in (name for entry in all_entries() for name in entry.architectures):
         cls, _ = ModelRegistry.resolve_model_cls(name)
@@ -70,7 +71,7 @@ def attention_backend() -> str | None:
     from sglang.srt.arg_groups.choices import ATTENTION_BACKEND_CHOICES
     from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 
-    from dsa_plugin.hosts.sglang.compat import BACKEND
+    from dsa_plugin.hosts.sglang.names import BACKEND
 
     if BACKEND not in ATTENTION_BACKEND_CHOICES:
         return f"{BACKEND} is not among the choices of --attention-backend"
@@ -81,7 +82,7 @@ def draft_backends() -> str | None:
     """The MTP draft can run on our backend."""
     from sglang.srt.speculative.draft_utils import DraftBackendFactory
 
-    from dsa_plugin.hosts.sglang.compat import install
+    from dsa_plugin.hosts.sglang.install import install
 
     install()
     wrapped = hasattr(DraftBackendFactory._create_backend, "__wrapped__")

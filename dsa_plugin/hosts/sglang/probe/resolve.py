@@ -15,7 +15,7 @@ from sglang.srt.server_args import ServerArgs
 from sglang.version import __version__
 
 from dsa_plugin.hosts.sglang import register
-from dsa_plugin.hosts.sglang.compat import BACKEND
+from dsa_plugin.hosts.sglang.names import BACKEND
 from dsa_plugin.hosts.sglang.probe.pretend import prepare, pretend, pretend_build
 from dsa_plugin.probe.ask import Answer, Question, Target, answer, check_flags
 from dsa_plugin.probe.our_kernels import our_kernels

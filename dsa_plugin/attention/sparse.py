@@ -1,0 +1,161 @@
+"""MLA over the selected latents: gathered, or, in short prefills, expanded and masked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from dsa_kernels.dims import KV_LORA_RANK, LATENT_DIM, ROPE_DIM
+from dsa_kernels.sparse_mla import masked_is_faster
+from dsa_plugin.attention import ops
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dsa_plugin.attention.layer import Layer, MLAWeights, Projections
+    from dsa_plugin.attention.metadata import DSAMetadata, PrefillChunk
+
+
+def attend(
+    layer: Layer,
+    projections: Projections,
+    metadata: DSAMetadata,
+    topk_indices: Tensor,
+    decode_slots: Tensor | None,
+    out: Tensor,
+) -> None:
+    """Each row over its selection: chunks of short prefills masked, all other rows gathered.
+
+    Args:
+        layer: its latent cache is read.
+        projections: of T tokens.
+        metadata: the batch; T is its num_tokens.
+        topk_indices: [>= T, index_topk] int32, positions within each row's request.
+        decode_slots: of the decode rows, from `select`; None: they are looked up.
+        out: [T, heads, v_head_dim], written.
+    """
+    masked = [
+        chunk
+        for chunk in metadata.prefill_chunks
+        if _masked_is_faster(layer, chunk, topk_indices.shape[1])
+    ]
+    for chunk in masked:
+        attend_masked(layer, projections, metadata, chunk, topk_indices, out)
+    decodes = slice(0, metadata.num_decode_tokens)
+    for rows in _other_rows(masked, metadata):
+        if rows == decodes and decode_slots is not None:
+            slots = decode_slots
+        else:
+            slots = ops.topk_slots(
+                topk_indices[rows],
+                metadata.block_table,
+                metadata.request_ids[rows],
+                metadata.block_size,
+            )
+        query = _absorbed(layer.mla, projections.q[rows], projections.positions[rows])
+        attended, _ = ops.sparse_mla(
+            query,
+            layer.latent_cache,
+            slots,
+            layer.mla.softmax_scale,
+            topk_length=metadata.context_lens[rows],
+        )
+        torch.bmm(attended.transpose(0, 1), layer.mla.w_uv, out=out[rows].transpose(0, 1))
+
+
+def attend_masked(
+    layer: Layer,
+    projections: Projections,
+    metadata: DSAMetadata,
+    chunk: PrefillChunk,
+    topk_indices: Tensor,
+    out: Tensor,
+) -> None:
+    """A chunk's rows in the expanded form, as many heads at a time as the workspace has room for.
+
+    Arguments are those of `attend`, and one of the batch's chunks.
+    """
+    mla, rows = layer.mla, slice(chunk.start, chunk.end)
+    query = _rotated(mla, projections.q[rows], projections.positions[rows])
+    topk_indices, out = topk_indices[rows], out[rows]
+    table = metadata.block_table[chunk.request]
+    latent = ops.gather_latents(layer.latent_cache, table, chunk.num_keys, query.dtype)
+    head_bytes = chunk.num_keys * (query.shape[2] + out.shape[2]) * query.itemsize
+    step = max(1, metadata.workspace_bytes // head_bytes)
+    for first in range(0, query.shape[1], step):
+        heads = slice(first, first + step)
+        k, v = _expand(latent, mla.w_uk[heads], mla.w_uv[heads])
+        ops.masked_mha(query[:, heads], k, v, topk_indices, mla.softmax_scale, out=out[:, heads])
+
+
+def reserve(q: Tensor, index_topk: int, workspace_bytes: int) -> None:
+    """Take what `forward` takes at most for itself, and give it back: for a host that measures it.
+
+    That is the workspace, and each row's slots, absorbed query, and what it attended to with its
+    lse; the masked form takes less than these.
+
+    Args:
+        q: [T, heads, qk_nope_head_dim + 64], as `forward` takes it.
+        index_topk: slots of a row.
+        workspace_bytes: of the metadata.
+    """
+    rows, heads, _ = q.shape
+    head_bytes = (LATENT_DIM + KV_LORA_RANK) * q.itemsize + torch.float32.itemsize
+    row_bytes = index_topk * torch.int64.itemsize + heads * head_bytes
+    torch.empty(workspace_bytes + rows * row_bytes, dtype=torch.uint8, device=q.device)
+
+
+def _masked_is_faster(layer: Layer, chunk: PrefillChunk, index_topk: int) -> bool:
+    heads, nope, _ = layer.mla.w_uk.shape
+    cache = layer.latent_cache
+    return masked_is_faster(
+        cache.device,
+        chunk.end - chunk.start,
+        chunk.num_keys,
+        index_topk,
+        heads=heads,
+        width=nope + ROPE_DIM,
+        v_width=layer.mla.w_uv.shape[2],
+        latent_bytes=cache.shape[2] * cache.itemsize,
+    )
+
+
+def _other_rows(chunks: list[PrefillChunk], metadata: DSAMetadata) -> list[slice]:
+    """The decodes' rows, and those before, between and after chunks of the prefills."""
+    decodes = metadata.num_decode_tokens
+    starts = [0, decodes, *(chunk.end for chunk in chunks)]
+    ends = [decodes, *(chunk.start for chunk in chunks), metadata.num_tokens]
+    return [slice(start, end) for start, end in zip(starts, ends, strict=True) if start < end]
+
+
+def _expand(latent: Tensor, w_uk: Tensor, w_uv: Tensor) -> tuple[Tensor, Tensor]:
+    """[N, 576] -> k [heads, N, nope + 64] and v [heads, N, v_head_dim]."""
+    heads, nope, _ = w_uk.shape
+    latent, k_pe = latent.split([KV_LORA_RANK, ROPE_DIM], dim=-1)
+    latents = latent.expand(heads, -1, -1)
+    k = latent.new_empty(heads, len(latent), nope + ROPE_DIM)
+    torch.bmm(latents, w_uk.transpose(1, 2), out=k[..., :nope])
+    k[..., nope:] = k_pe
+    return k, torch.bmm(latents, w_uv)
+
+
+def _rotated(mla: MLAWeights, q: Tensor, positions: Tensor) -> Tensor:
+    """[T, heads, nope + 64] with its last 64 rotated."""
+    rotated = q.clone()
+    _rotate_into(rotated, mla, q, positions)
+    return rotated
+
+
+def _absorbed(mla: MLAWeights, q: Tensor, positions: Tensor) -> Tensor:
+    """[T, heads, nope + 64] -> [T, heads, 576]: nope through W_UK, the last 64 rotated."""
+    absorbed = q.new_empty(*q.shape[:2], LATENT_DIM)
+    q_nope = q[..., :-ROPE_DIM].transpose(0, 1)
+    torch.bmm(q_nope, mla.w_uk, out=absorbed[..., :KV_LORA_RANK].transpose(0, 1))
+    _rotate_into(absorbed, mla, q, positions)
+    return absorbed
+
+
+def _rotate_into(query: Tensor, mla: MLAWeights, q: Tensor, positions: Tensor) -> None:
+    q_pe, out = q[..., -ROPE_DIM:], query[..., -ROPE_DIM:]
+    ops.apply_rope(q_pe, mla.rope, positions, out=out)

@@ -1,0 +1,66 @@
+"""What of vLLM's settings the plugin does not serve, each with what would work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dsa_kernels.dims import INDEX_PAGE
+from dsa_plugin.config import DSAConfig
+from dsa_plugin.hosts.vllm.backend import index_cache_is_fp8
+
+if TYPE_CHECKING:
+    from vllm.config import CacheConfig, ParallelConfig, VllmConfig
+
+_KV_CACHE_DTYPES = ("auto", "float16", "bfloat16", "fp8_ds_mla")
+
+
+def unsupported(vllm_config: VllmConfig, config: DSAConfig) -> list[str]:
+    """Every reason against serving the model so; empty if there is none."""
+    parallel = vllm_config.parallel_config
+    return [
+        *config.tensor_parallel_faults(parallel.tensor_parallel_size),
+        *_parallelism(parallel, config),
+        *_caches(vllm_config.cache_config, str(vllm_config.model_config.dtype)),
+    ]
+
+
+def _parallelism(parallel: ParallelConfig, config: DSAConfig) -> list[str]:
+    from vllm.distributed.utils import get_pp_indices
+
+    reasons = []
+    stages = parallel.pipeline_parallel_size
+    for stage in range(1, stages):
+        first, _ = get_pp_indices(config.num_hidden_layers, stage, stages)
+        if config.indexer_types[first] == "shared":
+            reasons.append(
+                f"--pipeline-parallel-size {stages}: stage {stage} would start at layer {first}, "
+                "which reuses the selection of a layer on the stage before; choose another size, "
+                "or VLLM_PP_LAYER_PARTITION so that each stage starts at a layer with an indexer"
+            )
+    for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
+        size = getattr(parallel, name, 1)
+        if size > 1:
+            flag = name.replace("_", "-")
+            reasons.append(
+                f"--{flag} {size}: the plugin keeps whole contexts on each rank; use --{flag} 1 "
+                "and more tensor or data parallelism"
+            )
+    return reasons
+
+
+def _caches(cache: CacheConfig, model_dtype: str) -> list[str]:
+    reasons = []
+    dtype = cache.cache_dtype
+    if dtype not in _KV_CACHE_DTYPES or (
+        dtype in ("float16", "bfloat16") and not model_dtype.endswith(dtype)
+    ):
+        reasons.append(
+            f"--kv-cache-dtype {dtype} with a {model_dtype} model: the latent cache is kept in the "
+            "model's dtype (auto) or as fp8_ds_mla (656 bytes a token); choose one of these"
+        )
+    if index_cache_is_fp8() and cache.user_specified_block_size and cache.block_size != INDEX_PAGE:
+        reasons.append(
+            f"--block-size {cache.block_size}: pages of the fp8 index cache hold {INDEX_PAGE} "
+            f"tokens; drop the flag, or set DSA_INDEX_CACHE_DTYPE=model"
+        )
+    return reasons
