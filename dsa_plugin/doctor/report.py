@@ -23,7 +23,7 @@ from dsa_plugin.doctor.model_folder import model_folder
 from dsa_plugin.doctor.serving import Serving, ask_serving
 from dsa_plugin.planning.gpus import GPUS, Gpu
 from dsa_plugin.planning.model import ModelShape
-from dsa_plugin.probe.ask import Target
+from dsa_plugin.probe.ask import ProbeDiedError, Target
 from dsa_plugin.recipes.launch import installed_version
 from dsa_plugin.recipes.schema import HostName
 
@@ -85,6 +85,10 @@ def make_report(
         mode = os.environ.get("DSA_PLUGIN", "auto")
         try:
             serving = ask_serving(sys.executable, host, {where: (target, ranks)}, folders, mode)
+        except ProbeDiedError as error:
+            text = f"{error.what}:\n{error.output}"
+            findings.append(Finding(f"asking {host}", False, text, error.REMEDY))
+            serving = []
         except ValueError as error:
             # Not every release that the plugin serves can be asked; findings are worth having.
             why = str(error).strip().splitlines()[-1]

@@ -79,7 +79,7 @@ def ask_serving(
         plugin_mode: DSA_PLUGIN of whoever would serve.
 
     Raises:
-        ValueError: the host cannot be asked at all.
+        ProbeDiedError, ValueError: as `ask`.
     """
     cases = list(product(machines.items(), models.items(), CACHE_DTYPES[host]))
     questions = [

@@ -1,14 +1,17 @@
 """Ask a host, in its own process, what it makes of a command line on some machine.
 
-`ask` runs `python -m dsa_plugin.hosts.<host>.resolve`, which calls `answer` with what it does for
-one question. Hosts decide once for a process which machine it is on, so each question has a child
-process of its own, forked after the host was imported: that costs seconds, a child milliseconds.
+`ask` runs `python -m dsa_plugin.hosts.<host>.probe.resolve`, which calls `answer` with what it does
+for one question. Hosts decide once for a process which machine it is on, so each question has a
+child process of its own, forked after the host was imported: that costs seconds, a child
+milliseconds.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from dsa_plugin.planning.gpus import Gpu
 
 _PREFIX = "answer: "
+_DIED = "died: "
+_LINES = 40  # of a process's output that an error keeps: a trace of C++ takes 25
 
 
 @dataclass(frozen=True)
@@ -90,33 +95,75 @@ class Answer:
     settled: dict[str, Any] = field(default_factory=dict)
 
 
+class ProbeDiedError(ValueError):
+    """A process that asked a host ended without an answer, which says nothing of the machine.
+
+    Attributes:
+        what: which question, and how the process ended.
+        output: the end of what was written.
+    """
+
+    REMEDY = "report it with what was written: a fault of dsa-plugin's, and no host's refusal"
+
+    def __init__(self, what: str, output: str) -> None:
+        super().__init__(f"{what}; {self.REMEDY}:\n{output}")
+        self.what = what
+        self.output = output
+
+
 def ask(python: str, host: str, questions: Iterable[Question]) -> list[Answer]:
     """One answer a question, in order.
 
     Raises:
+        ProbeDiedError: a process that asked one of them did not live to answer.
         ValueError: the host cannot be asked at all; with the end of what it wrote.
     """
-    sent = [asdict(question) for question in questions]
+    sent = list(questions)
     done = subprocess.run(
         [python, "-P", "-m", f"dsa_plugin.hosts.{host}.probe.resolve"],
-        input=json.dumps(sent),
+        input=json.dumps([asdict(question) for question in sent]),
         env={**os.environ, "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
-    lines = done.stdout.splitlines()
-    answers = [
-        Answer(**json.loads(line[len(_PREFIX) :])) for line in lines if line.startswith(_PREFIX)
-    ]
-    if len(answers) != len(sent):
-        tail = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
-        raise ValueError(f"{host} did not answer (exit code {done.returncode}):\n{tail}")
-    return answers
+    answers, written = [], []
+    ending = _ending(done.returncode) if done.returncode < 0 else None
+    for line in done.stdout.splitlines():
+        if line.startswith(_PREFIX):
+            answers.append(Answer(**json.loads(line.removeprefix(_PREFIX))))
+        elif line.startswith(_DIED):
+            ending = line.removeprefix(_DIED)
+        elif line:
+            written.append(line)
+    if len(answers) == len(sent):
+        return answers
+    tail = "\n".join([*written, *done.stderr.rstrip().splitlines()][-_LINES:])
+    if ending:
+        unanswered = _in_words(host, sent[len(answers)])
+        raise ProbeDiedError(f"the probe of {unanswered} ended with {ending}", tail)
+    raise ValueError(f"{host} did not answer ({_ending(done.returncode)}):\n{tail}")
+
+
+def _in_words(host: str, question: Question) -> str:
+    words = [f"{name}={value}" for name, value in question.env.items()] + [host]
+    command = shlex.join([*words, *question.arguments])
+    target = question.target
+    if target is None or target == Target.here():
+        return f"`{command}` on this machine"
+    return f"`{command}` on {target.count} x {target.device} ({target.arch})"
+
+
+def _ending(code: int) -> str:
+    """An exit code of subprocess or os.waitstatus_to_exitcode in words."""
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 def answer(resolve: Callable[[Question], Answer]) -> None:
-    """Host side: answer the questions on stdin, each in a child of this process."""
+    """Host side: answer the questions on stdin, each in a child of this process.
+
+    Ends with the first child that dies: what it wrote is then the end of the output.
+    """
     for item in json.load(sys.stdin):
         target = Target(**item["target"]) if item["target"] else None
         question = Question(item["arguments"], target, item["env"], item["kernels"])
@@ -126,7 +173,8 @@ def answer(resolve: Callable[[Question], Answer]) -> None:
             _answer_and_exit(resolve, question)
         _, status = os.waitpid(child, 0)
         if status != 0:
-            _write(Answer(f"its process ended with status {status}"))
+            _write_line(_DIED + _ending(os.waitstatus_to_exitcode(status)))
+            return
 
 
 def _answer_and_exit(resolve: Callable[[Question], Answer], question: Question) -> None:
@@ -142,7 +190,12 @@ def _answer_and_exit(resolve: Callable[[Question], Answer], question: Question) 
 
 
 def _write(answer: Answer) -> None:
-    sys.stdout.write(_PREFIX + json.dumps(asdict(answer), default=str) + "\n")
+    _write_line(_PREFIX + json.dumps(asdict(answer), default=str))
+
+
+def _write_line(line: str) -> None:
+    # A host may have left one unfinished.
+    sys.stdout.write(f"\n{line}\n")
     sys.stdout.flush()
 
 

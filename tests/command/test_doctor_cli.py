@@ -13,7 +13,7 @@ from dsa_plugin import cli
 from dsa_plugin.doctor import report, serving
 from dsa_plugin.doctor.findings import Finding
 from dsa_plugin.doctor.serving import Serving
-from dsa_plugin.probe.ask import Answer, Question
+from dsa_plugin.probe.ask import Answer, ProbeDiedError, Question
 from dsa_plugin.probe.host_kernel import HostKernel, ask_host_code
 from dsa_plugin.probe.our_kernels import our_kernels
 from dsa_plugin.recipes import launch
@@ -183,6 +183,21 @@ def test_a_host_that_does_not_answer(dsa: Dsa, host: Host, monkeypatch: pytest.M
     code, out, err = dsa("--gpu", "a100")
     assert (code, err, host.asked) == (1, "", [])
     assert "FAIL asking vllm: ImportError: cli_args\n     what would work: vllm's log" in out
+
+
+@pytest.mark.usefixtures("host")
+def test_a_probe_that_dies_refuses_nothing(dsa: Dsa, monkeypatch: pytest.MonkeyPatch) -> None:
+    what = "the probe of `vllm` on 8 x A100 (sm80) ended with SIGABRT"
+
+    def die(*_: Any) -> list[Answer]:
+        raise ProbeDiedError(what, "line 1\nline 2")
+
+    monkeypatch.setattr(serving, "ask", die)
+    code, out, err = dsa("--gpu", "a100")
+    assert (code, err) == (1, "")
+    fault = f"FAIL asking vllm: {what}:\nline 1\nline 2\n"
+    assert f"{fault}     what would work: report it with what was written: " in out
+    assert "served by" not in out
 
 
 def test_this_machine(dsa: Dsa, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
