@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from dsa_testbed.forced_isa import force_avx2
 from dsa_testbed.released import write_config
 from dsa_testbed.sglang_server import sglang_python
 
@@ -41,17 +42,34 @@ def faults(answer: dict[str, Any]) -> dict[str, tuple[str, str]]:
     return {f["what"]: (f["text"], f["remedy"]) for f in answer["findings"] if not f["ok"]}
 
 
-def test_the_tables_are_what_it_says() -> None:
+@pytest.fixture
+def script() -> Any:
+    """ci/support_matrix.py."""
     spec = spec_from_file_location("support_matrix", SCRIPT)
     assert spec
     assert spec.loader
-    script: Any = module_from_spec(spec)
-    spec.loader.exec_module(script)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tables_are_what_it_says(script: Any) -> None:
     text, table = script.generate()
     fix = "run ci/support_matrix and commit what it writes"
     assert script.MATRIX.read_text(encoding="utf-8") == text, fix
     readme = script.README.read_text(encoding="utf-8")
     assert readme == script.with_table(readme, table), fix
+
+
+def test_the_tables_are_the_same_without_avx512(
+    script: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM's half, which comes first: it has a library for each kind of CPU, SGLang has none."""
+    force_avx2(monkeypatch)
+    version = script.host_version("vllm", sys.executable)
+    text = script.matrix({"vllm": (version, script.ask("vllm", sys.executable))})
+    written = script.MATRIX.read_text(encoding="utf-8")
+    assert written[: len(text)] == text
 
 
 def test_served_on_a_gpu_that_vllm_refuses() -> None:

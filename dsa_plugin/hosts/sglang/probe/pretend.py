@@ -20,6 +20,7 @@ from sglang.srt.platforms.rocm import RocmSRTPlatform
 from sglang.srt.utils import common
 
 from dsa_plugin.probe.ask import Target
+from dsa_plugin.probe.extensions import stand_in_for_extensions
 from dsa_plugin.probe.pretended_torch import replace_torch
 
 
@@ -33,6 +34,10 @@ def pretend(target: Target) -> None:
     """Let the rest of this process take the machine for the target's; cannot be undone."""
     if target == Target.here():
         return
+    stand_in_for_extensions("sglang")
+    # Its kernels' package opens a library by the GPU that it sees; taken for absent, as on a CPU.
+    modules: dict[str, Any] = sys.modules
+    modules.setdefault("sgl_kernel", None)
     replace_torch(target)
     mib = target.memory_bytes / (1 << 20)
     probes: Any = common

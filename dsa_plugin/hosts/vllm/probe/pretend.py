@@ -3,7 +3,8 @@
 What: gives the platform object, which every module of vLLM holds, the class of another platform,
 and answers its questions about the device. Why: what runs where is decided by dozens of functions
 that ask this object; a table typed from them would be wrong with the next release. Modules are
-imported before, on the platform that this machine has, since some load kernels on import.
+imported before, on the platform that this machine has, since some load kernels on import; those
+that are compiled, and come later, are stood in for.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from vllm.platforms.interface import DeviceCapability
 from dsa_plugin.hosts.replaced_names import replaced_names
 from dsa_plugin.hosts.vllm.registration import OUR_MODEL
 from dsa_plugin.probe.ask import Target
+from dsa_plugin.probe.extensions import stand_in_for_extensions
 from dsa_plugin.probe.pretended_torch import replace_torch
 from dsa_registry import all_entries
 
-# Of a CUDA build; platforms/cuda.py imports it for the ops that it registers.
+# Of a CUDA build alone; platforms/cuda.py imports it for the ops that it registers.
 _KERNELS = "vllm._C_stable_libtorch"
 _INDEXER = "vllm.model_executor.layers.sparse_attn_indexer"
 
@@ -45,6 +47,7 @@ def pretend(target: Target) -> None:
     """Let the rest of this process take the machine for the target's; cannot be undone."""
     if target == Target.here():
         return
+    stand_in_for_extensions("vllm")
     platform = _rocm(target) if target.is_rocm else _cuda(target)
     current_platform.__class__ = platform
 
