@@ -17,7 +17,7 @@ Kernels = Literal["auto", "triton", "torch"]
 
 @dataclass(frozen=True)
 class Variable:
-    """One variable as a user sees it; the README's table is checked against this."""
+    """One variable as a user sees it; docs/configuration.md's table is checked against this."""
 
     name: str
     allowed: str

@@ -1,4 +1,4 @@
-"""DSA_* variables: defaults, values, refusals, and that the README's table tells the truth."""
+"""DSA_* variables: defaults, values, refusals, and that their table tells the truth."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from dsa_plugin.env import VARIABLES, Env
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 
 
 def test_defaults() -> None:
@@ -83,10 +83,10 @@ def test_names_of_the_tests_are_ignored() -> None:
     assert Env.load({"DSA_TEST_ANYTHING": "x"}) == Env.load({})
 
 
-def test_readme_lists_every_variable() -> None:
+def test_configuration_lists_every_variable() -> None:
     rows = {
         cells[1].strip(" `"): (cells[2].strip(), cells[3].strip(" `"))
-        for line in README.read_text(encoding="utf-8").splitlines()
+        for line in PAGE.read_text(encoding="utf-8").splitlines()
         if line.startswith("| `DSA_")
         for cells in [line.split("|")]
     }
