@@ -42,7 +42,7 @@ HEAD = f"""# What the compiler makes of each kernel
 Written by `ci/compile`, with Triton {triton.__version__}; do not edit. Registers are those of a
 thread, shared memory that of a block. No kernel spills registers to memory, takes more shared
 memory than its chip has, or lacks the matrix instruction of its row: `ci/compile` refuses to write
-the table otherwise. Nothing here was measured on a chip.
+the table otherwise. What ran on a chip is in [measured.md](measured.md).
 
 Where a kernel multiplies, its instruction is the chip's own, but for two reasons. `wgmma` and
 `tcgen05.mma` multiply {WIDE_ROWS} rows or more; a tile of fewer has `mma.sync`, and its row says

@@ -39,12 +39,12 @@ HEAD = """# Who runs what
 Written by `ci/support_matrix` from what `dsa doctor` says; do not edit. Each host's own code was
 asked on a machine without a GPU, told that it is on eight of that GPU with all that its GPU builds
 bring (FlashInfer, DeepGEMM, FlashAttention 3), and with its defaults, so without AITER on ROCm.
-Nothing here was run on a GPU.
+What did run on a GPU is in [measured.md](measured.md).
 
 "no" is the host's refusal, in its own words. "not checked" is what it would run without asking the
 device first: whether that works there is not known. SGLang's resolution refuses nothing, so its
-"no" are the answers of checks that it has elsewhere, which `hosts/sglang/native.py` names. On a CPU
-SGLang has the platform of `ci/sglang_cpu`.
+"no" are the answers of checks that it has elsewhere: `dsa_plugin/hosts/sglang/probe/native.py`
+names them. On a CPU SGLang has the platform of `ci/sglang_cpu`.
 
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from dsa_plugin.recipes.needs import compute_needs
 from dsa_plugin.recipes.render import render
 from dsa_plugin.recipes.schema import Recipe, json_schema, parse_recipe
 
+ROOT = Path(__file__).resolve().parents[2]
 NAMES = recipe_names()
 MULTI_NODE = [name for name in NAMES if load_recipe(name).hardware.nodes > 1]
 MINIMAL: dict[str, Any] = {
@@ -72,6 +74,17 @@ def test_the_published_schema_validates(name: str) -> None:
     jsonschema.validate(data, PUBLISHED)
     with pytest.raises(jsonschema.ValidationError, match="modle"):
         jsonschema.validate({**data, "modle": "x"}, PUBLISHED)
+
+
+def test_the_list_has_every_recipe() -> None:
+    spec = spec_from_file_location("ci_recipes", ROOT / "ci" / "recipes.py")
+    assert spec
+    assert spec.loader
+    script: Any = module_from_spec(spec)
+    spec.loader.exec_module(script)
+    page = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
+    assert page == script.with_table(page), "run ci/recipes"
+    assert all(f"({name}.yaml)" in page for name in NAMES)
 
 
 @pytest.mark.parametrize(
