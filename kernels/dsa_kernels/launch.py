@@ -12,6 +12,8 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+from torch import Tensor
+
 from dsa_kernels.arch import Arch
 from dsa_kernels.tuning import Changes, LaunchConfig
 from dsa_kernels.tuning.base import BASE
@@ -56,3 +58,13 @@ class Launch:
         self.kernel[self.grid](
             **self.arguments, **self.config.blocks, **self.config.compile_options
         )
+
+
+def strides(name: str, tensor: Tensor | None, dims: str) -> dict[str, int]:
+    """A tensor's strides as a kernel's arguments: <name>_<dim>, a letter a dimension; of None, 0.
+
+    The letters: t a token or its row, r a request, h a head, s a part, k a selected one, n a key,
+    p a position, b a block, d a value.
+    """
+    steps = (0,) * len(dims) if tensor is None else tensor.stride()
+    return {f"{name}_{dim}": step for dim, step in zip(dims, steps, strict=False)}

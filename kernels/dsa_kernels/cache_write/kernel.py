@@ -31,7 +31,7 @@ from dsa_kernels.dims import (
     LATENT_SCALES,
     ROPE_DIM,
 )
-from dsa_kernels.launch import Launch, launch_config
+from dsa_kernels.launch import Launch, launch_config, strides
 from dsa_kernels.norm_and_rope import Norm, Rope
 from dsa_kernels.primitives import dot, quantise_e4m3, round_to
 
@@ -109,8 +109,7 @@ def latent_launches(
         "eps": norm.eps,
         **_rotation(rope, positions),
         **_destination(cache, slot_mapping),
-        "stride_km": kv.stride(0),
-        "stride_kd": kv.stride(1),
+        **strides("kv", kv, "td"),
     }
     config = launch_config("cache_write", arch, "latent")
     return [Launch(_write_latent, (tokens,), arguments, config)]
@@ -138,8 +137,7 @@ def index_launches(
         **_rotation(rope, positions),
         **_destination(cache, slot_mapping),
         "num_tokens": tokens,
-        "stride_km": k.stride(0),
-        "stride_kd": k.stride(1),
+        **strides("k", k, "td"),
         "INTERLEAVED": rope.interleaved,
         "HADAMARD": hadamard,
     }
@@ -173,14 +171,9 @@ def query_launches(
         "out_weights": out_weights,
         "num_rows": tokens * heads,
         "heads": heads,
-        "stride_xm": x.stride(0),
-        "stride_xh": x.stride(1),
-        "stride_xd": x.stride(2),
-        "stride_om": out.stride(0),
-        "stride_oh": out.stride(1),
-        "stride_od": out.stride(2),
-        "stride_wm": 0 if weights is None else weights.stride(0),
-        "stride_wh": 0 if weights is None else weights.stride(1),
+        **strides("x", x, "thd"),
+        **strides("out", out, "thd"),
+        **strides("weights", weights, "th"),
         "WIDTH": width,
         "INTERLEAVED": rope.interleaved,
         "HADAMARD": hadamard,
@@ -227,8 +220,7 @@ def _rotation(rope: Rope, positions: Tensor) -> dict[str, Any]:
     return {
         "positions": positions.contiguous(),
         "cos_sin": rope.cos_sin_cache,
-        "stride_cm": rope.cos_sin_cache.stride(0),
-        "stride_cd": rope.cos_sin_cache.stride(1),
+        **strides("cos_sin", rope.cos_sin_cache, "pd"),
     }
 
 
@@ -238,8 +230,7 @@ def _destination(cache: Tensor, slot_mapping: Tensor) -> dict[str, Any]:
         "cache": cache,
         "slot_mapping": slot_mapping.contiguous(),
         "num_slots": blocks * block_size,
-        "stride_block": cache.stride(0),
-        "stride_token": cache.stride(1),
+        **strides("cache", cache, "bt"),
         "BLOCK_SIZE": block_size,
         "FP8": cache.dtype == torch.uint8,
     }
@@ -255,12 +246,12 @@ def _write_latent(
     cache,
     slot_mapping,
     num_slots,
-    stride_km,
-    stride_kd,
-    stride_cm,
-    stride_cd,
-    stride_block,
-    stride_token,
+    kv_t,
+    kv_d,
+    cos_sin_p,
+    cos_sin_d,
+    cache_b,
+    cache_t,
     BLOCK_SIZE: tl.constexpr,
     FP8: tl.constexpr,
 ):
@@ -269,24 +260,24 @@ def _write_latent(
     slot = tl.load(slot_mapping + token)
     if (slot < 0) | (slot >= num_slots):
         return
-    page, offset = _page(cache, slot, stride_block, BLOCK_SIZE)
-    entry = page + offset * stride_token
+    page, offset = _page(cache, slot, cache_b, BLOCK_SIZE)
+    entry = page + offset * cache_t
     DTYPE: tl.constexpr = kv.dtype.element_ty
-    kv += token * stride_km
+    kv += token * kv_t
 
     group, dim = tl.arange(0, _GROUPS)[:, None], tl.arange(0, _GROUP)[None, :]
     dim = group * _GROUP + dim
-    nope = tl.load(kv + dim * stride_kd).to(tl.float32)
+    nope = tl.load(kv + dim * kv_d).to(tl.float32)
     mean = tl.sum(tl.sum(nope * nope, 1), 0) / _RANK
     nope = nope * tl.rsqrt(mean + eps) * tl.load(norm_weight + dim).to(tl.float32)
     nope = round_to(nope, DTYPE).to(tl.float32)
 
     dim_pe = tl.arange(0, _ROPE)
-    address = kv + _RANK * stride_kd
-    rope = tl.load(address + dim_pe * stride_kd).to(tl.float32)
-    partner = tl.load(address + (dim_pe ^ 1) * stride_kd).to(tl.float32)
-    row = cos_sin + tl.load(positions + token).to(tl.int64) * stride_cm
-    rope = round_to(_rope(rope, partner, dim_pe, row, stride_cd, True), DTYPE).to(tl.float32)
+    address = kv + _RANK * kv_d
+    rope = tl.load(address + dim_pe * kv_d).to(tl.float32)
+    partner = tl.load(address + (dim_pe ^ 1) * kv_d).to(tl.float32)
+    row = cos_sin + tl.load(positions + token).to(tl.int64) * cos_sin_p
+    rope = round_to(_rope(rope, partner, dim_pe, row, cos_sin_d, True), DTYPE).to(tl.float32)
 
     if FP8:
         code, scale = quantise_e4m3(nope, _LATENT_FLOOR)
@@ -312,12 +303,12 @@ def _write_index_keys(
     slot_mapping,
     num_slots,
     num_tokens,
-    stride_km,
-    stride_kd,
-    stride_cm,
-    stride_cd,
-    stride_block,
-    stride_token,
+    k_t,
+    k_d,
+    cos_sin_p,
+    cos_sin_d,
+    cache_b,
+    cache_t,
     BLOCK_SIZE: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     HADAMARD: tl.constexpr,
@@ -329,14 +320,14 @@ def _write_index_keys(
     is_token = token < num_tokens
     slot = tl.load(slot_mapping + token, mask=is_token, other=-1)
     stored = (slot >= 0) & (slot < num_slots)
-    page, offset = _page(cache, tl.where(stored, slot, 0), stride_block, BLOCK_SIZE)
+    page, offset = _page(cache, tl.where(stored, slot, 0), cache_b, BLOCK_SIZE)
     DTYPE: tl.constexpr = k.dtype.element_ty
 
     dim = tl.arange(0, _HEAD_DIM)
     other = dim ^ (1 if INTERLEAVED else _ROPE // 2)
-    row, mask = k + token[:, None] * stride_km, is_token[:, None]
-    key = tl.load(row + dim[None, :] * stride_kd, mask=mask, other=0.0).to(tl.float32)
-    partner = tl.load(row + other[None, :] * stride_kd, mask=mask, other=0.0).to(tl.float32)
+    row, mask = k + token[:, None] * k_t, is_token[:, None]
+    key = tl.load(row + dim[None, :] * k_d, mask=mask, other=0.0).to(tl.float32)
+    partner = tl.load(row + other[None, :] * k_d, mask=mask, other=0.0).to(tl.float32)
     mean = tl.sum(key, 1) / _HEAD_DIM
     centred = key - mean[:, None]
     deviation = tl.rsqrt(tl.sum(centred * centred, 1) / _HEAD_DIM + eps)
@@ -344,8 +335,8 @@ def _write_index_keys(
     partner = _normed(partner, mean, deviation, norm_weight + other, norm_bias + other, DTYPE)
 
     position = tl.load(positions + token, mask=is_token, other=0).to(tl.int64)
-    angles = cos_sin + position[:, None] * stride_cm
-    key = _rope(key, partner, dim[None, :], angles, stride_cd, INTERLEAVED)
+    angles = cos_sin + position[:, None] * cos_sin_p
+    key = _rope(key, partner, dim[None, :], angles, cos_sin_d, INTERLEAVED)
     key = round_to(key, DTYPE).to(tl.float32)
     if HADAMARD:
         key = round_to(_hadamard(key, DTYPE), DTYPE).to(tl.float32)
@@ -357,7 +348,7 @@ def _write_index_keys(
         scales = (page + BLOCK_SIZE * _HEAD_DIM).to(tl.pointer_type(tl.float32))
         tl.store(scales + offset, scale, mask=stored)
     else:
-        address = page[:, None] + offset[:, None] * stride_token + dim[None, :]
+        address = page[:, None] + offset[:, None] * cache_t + dim[None, :]
         tl.store(address, round_to(key, cache.dtype.element_ty), mask=stored[:, None])
 
 
@@ -372,16 +363,16 @@ def _rotate_rows(
     out_weights,
     num_rows,
     heads,
-    stride_xm,
-    stride_xh,
-    stride_xd,
-    stride_om,
-    stride_oh,
-    stride_od,
-    stride_wm,
-    stride_wh,
-    stride_cm,
-    stride_cd,
+    x_t,
+    x_h,
+    x_d,
+    out_t,
+    out_h,
+    out_d,
+    weights_t,
+    weights_h,
+    cos_sin_p,
+    cos_sin_d,
     WIDTH: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     HADAMARD: tl.constexpr,
@@ -396,20 +387,20 @@ def _rotate_rows(
 
     dim = tl.arange(0, WIDTH)
     other = dim ^ (1 if INTERLEAVED else _ROPE // 2)
-    source, mask = x + (token * stride_xm + head * stride_xh)[:, None], is_row[:, None]
-    value = tl.load(source + dim[None, :] * stride_xd, mask=mask, other=0.0).to(tl.float32)
-    partner = tl.load(source + other[None, :] * stride_xd, mask=mask, other=0.0).to(tl.float32)
+    source, mask = x + (token * x_t + head * x_h)[:, None], is_row[:, None]
+    value = tl.load(source + dim[None, :] * x_d, mask=mask, other=0.0).to(tl.float32)
+    partner = tl.load(source + other[None, :] * x_d, mask=mask, other=0.0).to(tl.float32)
     position = tl.load(positions + token, mask=is_row, other=0).to(tl.int64)
-    angles = cos_sin + position[:, None] * stride_cm
-    value = _rope(value, partner, dim[None, :], angles, stride_cd, INTERLEAVED)
+    angles = cos_sin + position[:, None] * cos_sin_p
+    value = _rope(value, partner, dim[None, :], angles, cos_sin_d, INTERLEAVED)
     value = round_to(value, DTYPE).to(tl.float32)
     if HADAMARD:
         value = round_to(_hadamard(value, DTYPE), DTYPE).to(tl.float32)
 
-    address = out + (token * stride_om + head * stride_oh)[:, None] + dim[None, :] * stride_od
+    address = out + (token * out_t + head * out_h)[:, None] + dim[None, :] * out_d
     weight = tl.full((BLOCK_ROWS,), factor, tl.float32)
     if weights is not None:
-        source = weights + token * stride_wm + head * stride_wh
+        source = weights + token * weights_t + head * weights_h
         weight *= tl.load(source, mask=is_row, other=0.0).to(tl.float32)
     if FP8:
         code, scale = quantise_e4m3(value, _INDEX_FLOOR)
@@ -422,10 +413,10 @@ def _rotate_rows(
 
 
 @triton.jit
-def _page(cache, slot, stride_block, BLOCK_SIZE: tl.constexpr):
+def _page(cache, slot, cache_b, BLOCK_SIZE: tl.constexpr):
     """Where a slot's page starts, and which of the page's tokens the slot is."""
     slot = slot.to(tl.int64)
-    return cache + slot // BLOCK_SIZE * stride_block, slot % BLOCK_SIZE
+    return cache + slot // BLOCK_SIZE * cache_b, slot % BLOCK_SIZE
 
 
 @triton.jit
@@ -436,15 +427,15 @@ def _normed(x, mean, deviation, weight, bias, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def _rope(x, partner, dim, angles, stride_cd, INTERLEAVED: tl.constexpr):
+def _rope(x, partner, dim, angles, cos_sin_d, INTERLEAVED: tl.constexpr):
     """Rotate the pairs (x, partner) of the first 64 values; dim: which value x is."""
     if INTERLEAVED:
         pair, first = dim // 2, dim % 2 == 0
     else:
         pair, first = dim % (_ROPE // 2), dim < _ROPE // 2
     rotated = dim < _ROPE
-    cos = tl.load(angles + pair * stride_cd, mask=rotated, other=1.0).to(tl.float32)
-    sin = tl.load(angles + (pair + _ROPE // 2) * stride_cd, mask=rotated, other=0.0)
+    cos = tl.load(angles + pair * cos_sin_d, mask=rotated, other=1.0).to(tl.float32)
+    sin = tl.load(angles + (pair + _ROPE // 2) * cos_sin_d, mask=rotated, other=0.0)
     turned = x * cos + tl.where(first, -partner, partner) * sin.to(tl.float32)
     return tl.where(rotated, turned, x)
 

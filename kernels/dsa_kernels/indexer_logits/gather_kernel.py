@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dsa_kernels.arch import Arch, arch_of
 from dsa_kernels.dims import INDEX_FP8_BYTES, INDEX_HEAD_DIM
-from dsa_kernels.launch import Launch, launch_config
+from dsa_kernels.launch import Launch, launch_config, strides
 from dsa_kernels.primitives import load_block
 
 _HEAD_DIM = tl.constexpr(INDEX_HEAD_DIM)
@@ -42,9 +42,9 @@ def launches(
         "k_scale": k_scale,
         "num_keys": keys,
         "num_blocks": blocks,
-        "stride_cb": cache.stride(0),
-        "stride_cn": cache.stride(1) if k_scale is None else INDEX_HEAD_DIM,
-        "stride_tn": block_table_row.stride(0),
+        "cache_b": cache.stride(0),
+        "cache_t": cache.stride(1) if k_scale is None else INDEX_HEAD_DIM,
+        **strides("block_table", block_table_row, "b"),
         "BLOCK_SIZE": block_size,
     }
     config = launch_config("indexer_logits", arch, "gather")
@@ -77,19 +77,19 @@ def _gather(
     k_scale,
     num_keys,
     num_blocks,
-    stride_cb,
-    stride_cn,
-    stride_tn,
+    cache_b,
+    cache_t,
+    block_table_b,
     BLOCK_SIZE: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
 ):
     """A run of tokens a program."""
     token = tl.program_id(0).to(tl.int64) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     is_token = token < num_keys
-    block = load_block(block_table + token // BLOCK_SIZE * stride_tn, is_token, num_blocks)
-    page, slot = cache + block * stride_cb, token % BLOCK_SIZE
+    block = load_block(block_table + token // BLOCK_SIZE * block_table_b, is_token, num_blocks)
+    page, slot = cache + block * cache_b, token % BLOCK_SIZE
     dim = tl.arange(0, _HEAD_DIM)[None, :]
-    key = tl.load(page[:, None] + slot[:, None] * stride_cn + dim, mask=is_token[:, None])
+    key = tl.load(page[:, None] + slot[:, None] * cache_t + dim, mask=is_token[:, None])
     tl.store(k + token[:, None] * _HEAD_DIM + dim, key, mask=is_token[:, None])
     if k_scale is not None:
         scales = (page + BLOCK_SIZE * _HEAD_DIM).to(tl.pointer_type(tl.float32))

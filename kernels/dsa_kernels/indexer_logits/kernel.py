@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dsa_kernels.arch import Arch, arch_of
 from dsa_kernels.dims import INDEX_FP8_BYTES, INDEX_HEAD_DIM
-from dsa_kernels.launch import Launch, launch_config
+from dsa_kernels.launch import Launch, launch_config, strides
 from dsa_kernels.primitives import dot, e4m3_to_fp16, load_block
 from dsa_kernels.tuning import LaunchConfig
 
@@ -86,10 +86,8 @@ def launches(
         "num_rows": rows,
         "num_keys": keys,
         "tiles": tiles,
-        "stride_kn": k.stride(0),
-        "stride_kd": k.stride(1),
-        "stride_om": out.stride(0),
-        "stride_on": out.stride(1),
+        **strides("keys", k, "nd"),
+        **strides("out", out, "tn"),
     }
     return [Launch(_score_rows, (groups, segments), arguments, config)]
 
@@ -122,12 +120,10 @@ def paged_launches(
         "num_keys": keys,
         "num_blocks": blocks,
         "tiles": tiles,
-        "stride_cb": cache.stride(0),
-        "stride_cn": INDEX_HEAD_DIM if cache.dtype == torch.uint8 else cache.stride(1),
-        "stride_tb": block_table.stride(0),
-        "stride_tn": block_table.stride(1),
-        "stride_om": out.stride(0),
-        "stride_on": out.stride(1),
+        "cache_b": cache.stride(0),
+        "cache_t": INDEX_HEAD_DIM if cache.dtype == torch.uint8 else cache.stride(1),
+        **strides("block_table", block_table, "rb"),
+        **strides("out", out, "tn"),
         "BLOCK_SIZE": block_size,
     }
     return [Launch(_score_requests, (batch * groups, segments), arguments, config)]
@@ -216,11 +212,8 @@ def _queries(q: Tensor, weights: Tensor, arch: Arch) -> dict[str, Any]:
         "q": _bytes_if_fp8(q),
         "weights": weights,
         "heads": q.shape[1],
-        "stride_qm": q.stride(0),
-        "stride_qh": q.stride(1),
-        "stride_qd": q.stride(2),
-        "stride_wm": weights.stride(0),
-        "stride_wh": weights.stride(1),
+        **strides("q", q, "thd"),
+        **strides("weights", weights, "th"),
         "FP8": q.dtype == torch.float8_e4m3fn,
         "HAS_E4M3": arch.has_e4m3,
     }
@@ -239,15 +232,15 @@ def _score_rows(
     num_keys,
     tiles,
     heads,
-    stride_qm,
-    stride_qh,
-    stride_qd,
-    stride_wm,
-    stride_wh,
-    stride_kn,
-    stride_kd,
-    stride_om,
-    stride_on,
+    q_t,
+    q_h,
+    q_d,
+    weights_t,
+    weights_h,
+    keys_n,
+    keys_d,
+    out_t,
+    out_n,
     FP8: tl.constexpr,
     HAS_E4M3: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
@@ -260,11 +253,11 @@ def _score_rows(
     first_row = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64) * BLOCK_ROWS
     q, keys = _typed(q, FP8, HAS_E4M3), _typed(keys, FP8, HAS_E4M3)
     query, weight = _load_queries(
-        q, weights, first_row, num_rows, heads, stride_qm, stride_qh, stride_qd, stride_wm,
-        stride_wh, FP8, HAS_E4M3, BLOCK_COLUMNS, BLOCK_HEADS,
+        q, weights, first_row, num_rows, heads, q_t, q_h, q_d, weights_t,
+        weights_h, FP8, HAS_E4M3, BLOCK_COLUMNS, BLOCK_HEADS,
     )  # fmt: skip
     row, offset = _outputs(first_row, BLOCK_ROWS, BLOCK_KEYS)
-    out_row, is_row = out + row * stride_om, row < num_rows
+    out_row, is_row = out + row * out_t, row < num_rows
     start = tl.load(row_start + row, mask=is_row, other=0)
     end = tl.load(row_end + row, mask=is_row, other=0)
 
@@ -274,25 +267,25 @@ def _score_rows(
     last = tl.minimum(first + tiles, tl.cdiv(num_keys, BLOCK_KEYS))
     scored_first = tl.minimum(tl.maximum(low // BLOCK_KEYS, first), last)
     scored_last = tl.maximum(tl.minimum(tl.cdiv(high, BLOCK_KEYS), last), scored_first)
-    _fill(out_row, is_row, offset, first, scored_first, num_keys, stride_on, BLOCK_KEYS)
+    _fill(out_row, is_row, offset, first, scored_first, num_keys, out_n, BLOCK_KEYS)
     for tile in tl.range(scored_first, scored_last):
         token = tile * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
         is_key = token < num_keys
-        address = keys + token.to(tl.int64)[:, None] * stride_kn
-        address += tl.arange(0, _HEAD_DIM)[None, :] * stride_kd
+        address = keys + token.to(tl.int64)[:, None] * keys_n
+        address += tl.arange(0, _HEAD_DIM)[None, :] * keys_d
         key = tl.load(address, mask=is_key[:, None], other=0.0)
         logits = _score(key, query, weight, FP8, HAS_E4M3, BLOCK_ROWS)
         if FP8:
             logits *= tl.load(key_scales + token, mask=is_key, other=0)[:, None]
         token = tile * BLOCK_KEYS + offset
         inside = (token >= start) & (token < end)
-        _store(out_row, is_row, token, num_keys, inside, logits, stride_on)
-    _fill(out_row, is_row, offset, scored_last, last, num_keys, stride_on, BLOCK_KEYS)
+        _store(out_row, is_row, token, num_keys, inside, logits, out_n)
+    _fill(out_row, is_row, offset, scored_last, last, num_keys, out_n, BLOCK_KEYS)
 
 
 @triton.jit(
     do_not_specialize=[
-        *("block_table", "context_lens", "num_keys", "num_blocks", "tiles", "stride_tb"),
+        *("block_table", "context_lens", "num_keys", "num_blocks", "tiles", "block_table_r"),
     ]
 )
 def _score_requests(
@@ -307,17 +300,17 @@ def _score_requests(
     num_blocks,
     tiles,
     heads,
-    stride_qm,
-    stride_qh,
-    stride_qd,
-    stride_wm,
-    stride_wh,
-    stride_cb,
-    stride_cn,
-    stride_tb,
-    stride_tn,
-    stride_om,
-    stride_on,
+    q_t,
+    q_h,
+    q_d,
+    weights_t,
+    weights_h,
+    cache_b,
+    cache_t,
+    block_table_r,
+    block_table_b,
+    out_t,
+    out_n,
     FP8: tl.constexpr,
     HAS_E4M3: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -333,11 +326,11 @@ def _score_requests(
     end_row = (request + 1) * next_n
     q = _typed(q, FP8, HAS_E4M3)
     query, weight = _load_queries(
-        q, weights, first_row, end_row, heads, stride_qm, stride_qh, stride_qd, stride_wm,
-        stride_wh, FP8, HAS_E4M3, BLOCK_COLUMNS, BLOCK_HEADS,
+        q, weights, first_row, end_row, heads, q_t, q_h, q_d, weights_t,
+        weights_h, FP8, HAS_E4M3, BLOCK_COLUMNS, BLOCK_HEADS,
     )  # fmt: skip
     row, offset = _outputs(first_row, BLOCK_ROWS, BLOCK_KEYS)
-    out_row, is_row = out + row * stride_om, row < end_row
+    out_row, is_row = out + row * out_t, row < end_row
     end = tl.load(context_lens + row, mask=is_row, other=0)
 
     high = tl.minimum(tl.max(end), num_keys).to(tl.int32)
@@ -347,10 +340,10 @@ def _score_requests(
     for tile in tl.range(first, scored_last):
         token = tile * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
         is_key = token < high
-        entry = block_table + request * stride_tb + token // BLOCK_SIZE * stride_tn
+        entry = block_table + request * block_table_r + token // BLOCK_SIZE * block_table_b
         block = load_block(entry, is_key, num_blocks)
-        page, slot = cache + block * stride_cb, token % BLOCK_SIZE
-        address = _typed(page, FP8, HAS_E4M3)[:, None] + slot[:, None] * stride_cn
+        page, slot = cache + block * cache_b, token % BLOCK_SIZE
+        address = _typed(page, FP8, HAS_E4M3)[:, None] + slot[:, None] * cache_t
         address += tl.arange(0, _HEAD_DIM)[None, :]
         key = tl.load(address, mask=is_key[:, None], other=0.0)
         logits = _score(key, query, weight, FP8, HAS_E4M3, BLOCK_ROWS)
@@ -358,8 +351,8 @@ def _score_requests(
             scales = (page + BLOCK_SIZE * _HEAD_DIM).to(tl.pointer_type(tl.float32))
             logits *= tl.load(scales + slot, mask=is_key, other=0)[:, None]
         token = tile * BLOCK_KEYS + offset
-        _store(out_row, is_row, token, num_keys, token < end, logits, stride_on)
-    _fill(out_row, is_row, offset, scored_last, last, num_keys, stride_on, BLOCK_KEYS)
+        _store(out_row, is_row, token, num_keys, token < end, logits, out_n)
+    _fill(out_row, is_row, offset, scored_last, last, num_keys, out_n, BLOCK_KEYS)
 
 
 @triton.jit
@@ -375,11 +368,11 @@ def _load_queries(
     first_row,
     end_row,
     heads,
-    stride_qm,
-    stride_qh,
-    stride_qd,
-    stride_wm,
-    stride_wh,
+    q_t,
+    q_h,
+    q_d,
+    weights_t,
+    weights_h,
     FP8: tl.constexpr,
     HAS_E4M3: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
@@ -389,9 +382,9 @@ def _load_queries(
     column = tl.arange(0, BLOCK_COLUMNS)
     row, head = first_row + column // BLOCK_HEADS, column % BLOCK_HEADS
     is_column = (row < end_row) & (head < heads)
-    weight = tl.load(weights + row * stride_wm + head * stride_wh, mask=is_column, other=0)
-    address = q + row * stride_qm + head * stride_qh
-    address = address[None, :] + tl.arange(0, _HEAD_DIM)[:, None] * stride_qd
+    weight = tl.load(weights + row * weights_t + head * weights_h, mask=is_column, other=0)
+    address = q + row * q_t + head * q_h
+    address = address[None, :] + tl.arange(0, _HEAD_DIM)[:, None] * q_d
     query = tl.load(address, mask=is_column[None, :], other=0.0)
     weight *= 0.5  # of the relu's 2
     if FP8 and not HAS_E4M3:
@@ -425,18 +418,18 @@ def _outputs(first_row, BLOCK_ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr):
 
 
 @triton.jit
-def _store(out_row, is_row, token, num_keys, inside, logits, stride_on):
+def _store(out_row, is_row, token, num_keys, inside, logits, out_n):
     """One tile of logits [keys, rows]; -inf outside a row's range."""
     logits = tl.reshape(tl.trans(logits), token.shape)
     logits = tl.where(inside, logits, float("-inf"))
-    address = out_row + token.to(tl.int64) * stride_on
+    address = out_row + token.to(tl.int64) * out_n
     tl.store(address, logits, mask=is_row & (token < num_keys))
 
 
 @triton.jit
-def _fill(out_row, is_row, offset, first, last, num_keys, stride_on, BLOCK_KEYS: tl.constexpr):
+def _fill(out_row, is_row, offset, first, last, num_keys, out_n, BLOCK_KEYS: tl.constexpr):
     """-inf into the tiles that no row of the program sees."""
     for tile in range(first, last):
         token = tile * BLOCK_KEYS + offset
-        address = out_row + token.to(tl.int64) * stride_on
+        address = out_row + token.to(tl.int64) * out_n
         tl.store(address, float("-inf"), mask=is_row & (token < num_keys))

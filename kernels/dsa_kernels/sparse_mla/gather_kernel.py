@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dsa_kernels.arch import Arch, arch_of
 from dsa_kernels.dims import FP8_BLOCK, KV_LORA_RANK, LATENT_DIM, LATENT_FP8_BYTES
-from dsa_kernels.launch import Launch, launch_config
+from dsa_kernels.launch import Launch, launch_config, strides
 from dsa_kernels.primitives import load_block
 from dsa_kernels.sparse_mla.kernel import load_nope, load_rope
 
@@ -39,9 +39,8 @@ def launches(cache: Tensor, block_table_row: Tensor, latents: Tensor, arch: Arch
         "latents": latents,
         "num_keys": keys,
         "num_blocks": blocks,
-        "cache_b": cache.stride(0),
-        "cache_t": cache.stride(1),
-        "block_table_b": block_table_row.stride(0),
+        **strides("cache", cache, "bt"),
+        **strides("block_table", block_table_row, "b"),
         "BLOCK_SIZE": block_size,
         "FP8": cache.dtype == torch.uint8,
         "HAS_E4M3": arch.has_e4m3,

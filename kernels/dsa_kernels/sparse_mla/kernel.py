@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dsa_kernels.arch import Arch, arch_of
 from dsa_kernels.dims import FP8_BLOCK, KV_LORA_RANK, LATENT_DIM, LATENT_FP8_BYTES, LATENT_SCALES
-from dsa_kernels.launch import Launch, launch_config
+from dsa_kernels.launch import Launch, launch_config, strides
 from dsa_kernels.primitives import decode_e4m3, dot, round_to
 
 _MAX_SPLITS = 32
@@ -123,11 +123,6 @@ def _splits(programs: int, tiles: int, arch: Arch) -> int:
     """Parts of a row's selection: a power of two, that there be few variants of the merge."""
     parts = min(arch.num_sms // programs, tiles, _MAX_SPLITS)
     return 1 << (parts.bit_length() - 1) if parts > 1 else 1
-
-
-def strides(name: str, tensor: Tensor, dims: str) -> dict[str, int]:
-    """A tensor's strides as a kernel's arguments: <name>_<dim>, a letter a dimension."""
-    return {f"{name}_{dim}": stride for dim, stride in zip(dims, tensor.stride(), strict=False)}
 
 
 def compile_cases(arch: Arch) -> Iterator[tuple[str, Launch]]:

@@ -17,9 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dsa_kernels.arch import Arch, arch_of
-from dsa_kernels.launch import Launch, launch_config
+from dsa_kernels.launch import Launch, launch_config, strides
 from dsa_kernels.primitives import dot, round_to
-from dsa_kernels.sparse_mla.kernel import strides
 
 _WORD = tl.constexpr(32)  # keys whose bits are one integer
 _LOG2_E = tl.constexpr(1.4426950408889634)

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dsa_kernels.arch import Arch, arch_of
-from dsa_kernels.launch import Launch, launch_config
+from dsa_kernels.launch import Launch, launch_config, strides
 from dsa_kernels.tuning import LaunchConfig
 
 
@@ -74,10 +74,8 @@ class Pages:
             "request_ids": self.request_ids.contiguous(),
             "slots": self.slots,
             "max_blocks": self.block_table.shape[1],
-            "stride_tb": self.block_table.stride(0),
-            "stride_tn": self.block_table.stride(1),
-            "stride_sm": self.slots.stride(0),
-            "stride_sn": self.slots.stride(1),
+            **strides("block_table", self.block_table, "rb"),
+            **strides("slots", self.slots, "tk"),
             "BLOCK_SIZE": self.block_size,
         }
 
@@ -85,7 +83,7 @@ class Pages:
 _NO_PAGES = dict.fromkeys(
     [
         *("block_table", "request_ids", "slots", "max_blocks", "BLOCK_SIZE"),
-        *("stride_tb", "stride_tn", "stride_sm", "stride_sn"),
+        *("block_table_r", "block_table_b", "slots_t", "slots_k"),
     ]
 )
 
@@ -128,10 +126,8 @@ def launches(
             "width": width,
             "k": k,
             "room": k if last else taken,
-            "stride_lm": logits.stride(0),
-            "stride_ln": logits.stride(1),
-            "stride_wm": winners.stride(0),
-            "stride_wn": winners.stride(1),
+            **strides("logits", logits, "tn"),
+            **strides("winners", winners, "tk"),
             **(pages.arguments() if pages and last else _NO_PAGES),
         }
         grid = (triton.cdiv(rows, config.blocks["BLOCK_ROWS"]), pieces)
@@ -157,8 +153,7 @@ def slots_launches(
         "topk_indices": topk_indices,
         "num_rows": rows,
         "k": k,
-        "stride_im": topk_indices.stride(0),
-        "stride_in": topk_indices.stride(1),
+        **strides("topk_indices", topk_indices, "tk"),
         **Pages(block_table, request_ids, block_size, out).arguments(),
     }
     blocks = config.blocks
@@ -204,7 +199,7 @@ def _config(kernel: str, columns: int, arch: Arch) -> LaunchConfig:
 @triton.jit(
     do_not_specialize=[
         *("row_start", "row_end", "block_table", "request_ids"),
-        *("num_rows", "num_columns", "width", "max_blocks", "stride_tb"),
+        *("num_rows", "num_columns", "width", "max_blocks", "block_table_r"),
     ]
 )
 def _select(
@@ -222,14 +217,14 @@ def _select(
     k,
     room,
     max_blocks,
-    stride_lm,
-    stride_ln,
-    stride_wm,
-    stride_wn,
-    stride_tb,
-    stride_tn,
-    stride_sm,
-    stride_sn,
+    logits_t,
+    logits_n,
+    winners_t,
+    winners_k,
+    block_table_r,
+    block_table_b,
+    slots_t,
+    slots_k,
     BLOCK_SIZE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
@@ -262,9 +257,9 @@ def _select(
         valid = chosen >= 0
     num_valid = tl.sum(valid.to(tl.int32), 1)
 
-    winners += row * stride_wm + piece * room * stride_wn
+    winners += row * winners_t + piece * room * winners_k
     if tl.max(num_valid) > 0:
-        address = logits + row[:, None] * stride_lm + column.to(tl.int64) * stride_ln
+        address = logits + row[:, None] * logits_t + column.to(tl.int64) * logits_n
         key = tl.where(valid, _ordered(tl.load(address, mask=valid, other=0.0)), 0)
         threshold = _kth_largest(key, num_valid, k)[:, None]
         above, equal = key > threshold, key == threshold
@@ -276,24 +271,22 @@ def _select(
         taken = above | (equal & (num_equal <= wanted))
         place = num_above + tl.minimum(num_equal, wanted) - 1
         index = (column - start[:, None]).to(tl.int32)
-        tl.store(winners[:, None] + place * stride_wn, index, mask=taken)
+        tl.store(winners[:, None] + place * winners_k, index, mask=taken)
     BLOCK_PLACES: tl.constexpr = BLOCK_COLUMNS // 8 if BLOCK_COLUMNS > 8 else 1
     if slots is not None:
         request = tl.load(request_ids + row, mask=is_row, other=0).to(tl.int64)
-        table = block_table + request[:, None] * stride_tb
-        slots += row * stride_sm
+        table = block_table + request[:, None] * block_table_r
+        slots += row * slots_t
         tl.debug_barrier()  # the winners are read again: in order, and by fewer registers
     for first in range(0, room, BLOCK_PLACES):
         place = first + tl.arange(0, BLOCK_PLACES)[None, :]
         unused = (place >= num_valid[:, None]) & (place < room)
-        tl.store(winners[:, None] + place * stride_wn, -1, mask=is_row[:, None] & unused)
+        tl.store(winners[:, None] + place * winners_k, -1, mask=is_row[:, None] & unused)
         if slots is not None:
             used = is_row[:, None] & (place < tl.minimum(num_valid, room)[:, None])
-            index = tl.load(winners[:, None] + place * stride_wn, mask=used, other=-1)
-            slot = _slot(index, used, table, max_blocks, stride_tn, BLOCK_SIZE)
-            tl.store(
-                slots[:, None] + place * stride_sn, slot, mask=is_row[:, None] & (place < room)
-            )
+            index = tl.load(winners[:, None] + place * winners_k, mask=used, other=-1)
+            slot = _slot(index, used, table, max_blocks, block_table_b, BLOCK_SIZE)
+            tl.store(slots[:, None] + place * slots_k, slot, mask=is_row[:, None] & (place < room))
 
 
 @triton.jit
@@ -324,7 +317,9 @@ def _kth_largest(key, num_valid, k):
     return tl.maximum(threshold, 1)
 
 
-@triton.jit(do_not_specialize=["block_table", "request_ids", "num_rows", "max_blocks", "stride_tb"])
+@triton.jit(
+    do_not_specialize=["block_table", "request_ids", "num_rows", "max_blocks", "block_table_r"]
+)
 def _find_slots(
     topk_indices,
     block_table,
@@ -333,12 +328,12 @@ def _find_slots(
     num_rows,
     k,
     max_blocks,
-    stride_im,
-    stride_in,
-    stride_tb,
-    stride_tn,
-    stride_sm,
-    stride_sn,
+    topk_indices_t,
+    topk_indices_k,
+    block_table_r,
+    block_table_b,
+    slots_t,
+    slots_k,
     BLOCK_SIZE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
@@ -346,17 +341,19 @@ def _find_slots(
     row = (tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS))[:, None]
     column = (tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS))[None, :]
     inside = (row < num_rows) & (column < k)
-    index = tl.load(topk_indices + row * stride_im + column * stride_in, mask=inside, other=-1)
+    index = tl.load(
+        topk_indices + row * topk_indices_t + column * topk_indices_k, mask=inside, other=-1
+    )
     request = tl.load(request_ids + row, mask=row < num_rows, other=0).to(tl.int64)
-    table = block_table + request * stride_tb
-    slot = _slot(index, inside, table, max_blocks, stride_tn, BLOCK_SIZE)
-    tl.store(slots + row * stride_sm + column * stride_sn, slot, mask=inside)
+    table = block_table + request * block_table_r
+    slot = _slot(index, inside, table, max_blocks, block_table_b, BLOCK_SIZE)
+    tl.store(slots + row * slots_t + column * slots_k, slot, mask=inside)
 
 
 @triton.jit
-def _slot(index, wanted, table, max_blocks, stride_tn, BLOCK_SIZE: tl.constexpr):
+def _slot(index, wanted, table, max_blocks, block_table_b, BLOCK_SIZE: tl.constexpr):
     """Where a request's index lies, by its row of the block table; -1 if that does not say."""
     selected = wanted & (index >= 0) & (index // BLOCK_SIZE < max_blocks)
-    entry = table + (index // BLOCK_SIZE).to(tl.int64) * stride_tn
+    entry = table + (index // BLOCK_SIZE).to(tl.int64) * block_table_b
     block = tl.load(entry, mask=selected, other=-1).to(tl.int64)
     return tl.where(block >= 0, block * BLOCK_SIZE + index % BLOCK_SIZE, -1)
