@@ -64,7 +64,8 @@ def strides(name: str, tensor: Tensor | None, dims: str) -> dict[str, int]:
     """A tensor's strides as a kernel's arguments: <name>_<dim>, a letter a dimension; of None, 0.
 
     The letters: t a token or its row, r a request, h a head, s a part, k a selected one, n a key,
-    p a position, b a block, d a value.
+    p a position, b a block, d a value. Not a tuple a tensor: Triton 3.9 specialises its elements
+    whatever do_not_specialize says, and a block table's row stride changes from batch to batch.
     """
     steps = (0,) * len(dims) if tensor is None else tensor.stride()
     return {f"{name}_{dim}": step for dim, step in zip(dims, steps, strict=False)}

@@ -24,14 +24,20 @@ def topk_select(
 ) -> Tensor:
     """The k best columns of each row: fine-grained token selection.
 
-    DeepSeek-V3.2-Exp report, section 2.1. Deterministic: of equal scores the smaller index wins
-    (-0.0 equals 0.0), no index occurs twice, and equal inputs give equal outputs whatever the
-    batch, so tensor-parallel ranks agree. Scores may be negative. A row with fewer than k columns
-    gets all of them. Each row is ascending.
+    DeepSeek-V3.2-Exp report, section 2.1.
+
+    Notes:
+        - Of equal scores the smaller index wins; -0.0 equals 0.0.
+        - A row's result depends on that row alone, not on the batch, so tensor-parallel ranks
+          agree.
+        - Indices are ascending, none occurs twice, and -1 fills the rest of a row.
+        - A row with fewer than k columns gets all of them, negative scores and -inf included.
+        - A NaN counts as larger than every number if its sign is positive, else as smaller. Outside
+          a row's range nothing is looked at.
+        - No tensor need be contiguous, `out` included.
 
     Args:
-        logits: [M, N] fp32. What lies outside a row's range is not looked at and may be NaN; a NaN
-            inside it counts as larger than every number if its sign is positive, else as smaller.
+        logits: [M, N] fp32.
         k: >= 1; may exceed N.
         row_start: [M] int, first column of each row's range; None is 0.
         row_end: [M] int, one past the last. Empty ranges are allowed.
