@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from packaging.requirements import Requirement
@@ -121,7 +120,7 @@ def parse_recipe(data: Any, where: str) -> Recipe:
         holds = "nothing" if data is None else f"a {type(data).__name__}"
         raise ValueError(
             f"{where} holds {holds}, and a recipe is a mapping of keys; start from a copy of the "
-            f"nearest in {Path(__file__).parent}"
+            "nearest, of those that `dsa recipe list` names"
         )
     try:
         return Recipe.model_validate(data)

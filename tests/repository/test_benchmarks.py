@@ -37,7 +37,7 @@ def triton_bf16_mla_sparse_interface(q, kv, indices, sm_scale):
 """,
 }
 
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 BENCHMARKS = TESTS.parent / "benchmarks"
 
 

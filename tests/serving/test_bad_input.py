@@ -19,7 +19,7 @@ from dsa_testbed.sglang_server import sglang_python
 pytestmark = pytest.mark.serving
 
 INDEXER = "model.layers.1.self_attn.indexer"
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 Edit = Callable[[dict[str, Any]], object]
 Refuse = Callable[..., str]
 

@@ -85,7 +85,7 @@ def test_as_sglang_writes_them(
     source, target = tmp_path / "keys.npz", tmp_path / "pages.npy"
     np.savez(source, keys=keys, slots=slots.numpy(), pages=PAGES)
     environ = os.environ | {
-        "PYTHONPATH": str(Path(__file__).resolve().parent),
+        "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
         "TRITON_INTERPRET": "1",
     }
     command = [str(sglang_python()), "-m", "dsa_testbed.sglang_pages", str(source), str(target)]
