@@ -65,16 +65,24 @@ def masked_mha(
     out: Tensor,
 ) -> None:
     keys, width = v.shape[1:]
+    if keys == 0 or out.numel() == 0:  # the operator divides by their number
+        out.zero_()
+        return
     selected = selection(topk_indices, keys)
     mask = torch.full(selected.shape, -torch.inf).masked_fill_(selected, 0)
     attended, _ = _flash(
-        q.transpose(0, 1)[None],
-        k[None],
+        _dense(q).transpose(0, 1)[None],
+        _dense(k)[None],
         torch.nn.functional.pad(v, (0, q.shape[2] - width))[None],
         attn_mask=mask[None, None],
         scale=softmax_scale,
     )
     out.copy_(attended[0, ..., :width].transpose(0, 1))
+
+
+def _dense(x: Tensor) -> Tensor:
+    """The operator takes it that the values of a row lie side by side, and does not look."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _readable(slots: Tensor, length: Tensor | None, cache: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,7 +158,7 @@ def _attend(
         mask = torch.zeros(valid.shape).masked_fill_(~valid, -torch.inf)[:, None, None]
         mask = mask.expand(rows, 1, heads, -1)
     attended, sums = _flash(
-        q[:, None], latent[:, None], latent[:, None], attn_mask=mask, scale=softmax_scale
+        _dense(q)[:, None], latent[:, None], latent[:, None], attn_mask=mask, scale=softmax_scale
     )
     out.copy_(attended[:, 0, :, :KV_LORA_RANK])
     lse.copy_(sums.view(rows, heads))
