@@ -21,6 +21,22 @@ from dsa_kernels.dims import (
 POISON = 0xFF  # as bytes: NaN in e4m3 and in every wider float
 
 
+@dataclass(frozen=True)
+class Model:
+    """The sizes of a model that its attention's ops see, by the names of config.json."""
+
+    num_attention_heads: int
+    head_dim: int
+    """qk_nope_head_dim + qk_rope_head_dim."""
+    v_head_dim: int
+    index_n_heads: int
+
+
+V32 = Model(num_attention_heads=128, head_dim=192, v_head_dim=128, index_n_heads=64)
+GLM_5 = Model(num_attention_heads=64, head_dim=256, v_head_dim=256, index_n_heads=32)
+INDEX_TOPK = 2048  # of both
+
+
 def make_cos_sin_cache(
     max_position: int, *, theta: float = 1e4, dtype: torch.dtype = torch.float32
 ) -> Tensor:

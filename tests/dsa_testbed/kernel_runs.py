@@ -1,44 +1,37 @@
-"""For tests of Triton kernels: where they run, which of them ran, as which chip, and again."""
+"""For tests that run Triton kernels: where, at which sizes, as which chip, and again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, settings
 
 from dsa_kernels.arch import Arch, arch_of, is_interpreting
-from dsa_kernels.dispatch import use_triton
 from dsa_kernels.launch import Launch
 
 DEVICE = torch.device("cpu" if is_interpreting() else "cuda")
 
 Result = TypeVar("Result")
-
-# torch notes its constructors when a device is first a context: before a test replaces one of them.
-with torch.device("cpu"):
-    torch.empty(0)
+Sizes = TypeVar("Sizes")
 
 
-@pytest.fixture
-def kernels_run(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Names of the kernels that the test launched; a test that launches none tests nothing.
+def unless_interpreted(full: Sizes, few: Sizes) -> Sizes:
+    """Sizes of a test: a kernel's tile takes the interpreter tens of milliseconds."""
+    return few if is_interpreting() else full
 
-    What the test creates lies on a GPU, or, under Triton's interpreter, on the CPU.
-    """
-    assert use_triton(DEVICE)
-    names: list[str] = []
-    run = Launch.run
 
-    def recorded(launch: Launch) -> None:
-        names.append(launch.kernel.__name__)
-        run(launch)
-
-    monkeypatch.setattr(Launch, "run", recorded)
-    with torch.device(DEVICE):
-        yield names
-    assert names
+def drawn(examples: int, *, interpreted: int) -> settings:
+    """Of a test whose data hypothesis draws; shrinking takes the interpreter minutes."""
+    return settings(
+        max_examples=unless_interpreted(examples, interpreted),
+        deadline=None,
+        phases=unless_interpreted(tuple(Phase), (Phase.generate,)),
+        # The fixture `form` is the same for each example.
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+    )
 
 
 def stand_for(monkeypatch: pytest.MonkeyPatch, kernel: Any, arch: Arch) -> None:

@@ -30,7 +30,6 @@ from dsa_testbed.cache_entries import (
     rope_truth,
 )
 from dsa_testbed.far_apart import far_apart
-from dsa_testbed.kernel_runs import kernels_run  # noqa: F401 (a fixture)
 
 pytestmark = [pytest.mark.triton, pytest.mark.usefixtures("poisoned_empty", "kernels_run")]
 

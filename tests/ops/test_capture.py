@@ -24,7 +24,7 @@ from dsa_kernels.indexer_logits import indexer_logits_paged
 from dsa_kernels.sparse_mla import sparse_mla
 from dsa_kernels.testing import make_cos_sin_cache
 from dsa_kernels.topk_select import topk_select, topk_select_slots, topk_slots
-from dsa_testbed.kernel_runs import captured, kernels_run  # noqa: F401 (a fixture)
+from dsa_testbed.kernel_runs import captured
 from dsa_testbed.latents import SCALE
 
 pytestmark = [pytest.mark.triton, pytest.mark.usefixtures("poisoned_empty", "kernels_run")]

@@ -1,8 +1,9 @@
-"""Which device gets which implementation, and what a chip is said to be able to do."""
+"""Which device gets which form, where the masked one is faster, and what a chip can do."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -11,6 +12,7 @@ import torch
 
 from dsa_kernels import dispatch
 from dsa_kernels.arch import ARCHS, INTERPRETED, arch_of
+from dsa_kernels.sparse_mla import masked_is_faster
 from dsa_plugin.env import Kernels
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -133,3 +135,39 @@ def test_unknown_chips_are_refused_by_name() -> None:
 def test_the_interpreter_stands_for_a_stated_chip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert arch_of(CPU) is INTERPRETED
+
+
+def test_masked_where_it_is_faster_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not choose(monkeypatch, CPU)
+    on_cpu = partial(
+        masked_is_faster,
+        CPU,
+        topk=2048,
+        heads=16,
+        width=192,
+        v_width=128,
+        latent_bytes=1152,
+    )
+    assert on_cpu(rows=2048, keys=6000)
+    assert not on_cpu(rows=2048, keys=16384)
+    assert not on_cpu(rows=8, keys=4096), "expanding costs too much"
+
+
+@pytest.mark.parametrize("device", [CPU, GPU], ids=["interpreted", "gpu"])
+def test_masked_where_it_is_faster(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
+    """By what both forms cost, once it outweighs the launches."""
+    if device == CPU:
+        assert choose(monkeypatch, CPU, TRITON_INTERPRET="1")
+    v32 = partial(masked_is_faster, device, topk=2048, width=192, v_width=128, latent_bytes=1152)
+    assert v32(rows=4096, keys=4096, heads=128)
+    assert v32(rows=4096, keys=6000, heads=128)
+    assert not v32(rows=4096, keys=7000, heads=128), "6963 keys cost what 2048 latents do"
+    assert v32(rows=4096, keys=13_000, heads=16), "gathering takes longer than its products"
+    assert not v32(rows=4096, keys=15_000, heads=16)
+    assert v32(rows=4096, keys=7500, heads=16, latent_bytes=656)
+    assert not v32(rows=4096, keys=9000, heads=16, latent_bytes=656), "fewer bytes are gathered"
+    assert not v32(rows=100, keys=2048, heads=128), "expanding costs too much"
+    assert not v32(rows=300, keys=300, heads=16), "launching costs too much"
+    glm = partial(masked_is_faster, device, topk=2048, width=256, v_width=256, latent_bytes=1152)
+    assert glm(rows=4096, keys=4096, heads=64)
+    assert not glm(rows=4096, keys=4500, heads=64), "its heads are wider: 4352 keys"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -238,63 +237,3 @@ def test_paged_out_and_bounds() -> None:
     assert (wide[0, 7:20] == -torch.inf).all()
     assert (wide[1, :20] == -torch.inf).all()
     assert wide[:, 20:].isnan().all()
-
-
-def _prefill_arguments() -> dict[str, Any]:
-    return {
-        "q": torch.randn(2, 8, 128),
-        "weights": torch.randn(2, 8),
-        "k": torch.randn(5, 128),
-        "row_start": torch.zeros(2, dtype=torch.int32),
-        "row_end": torch.ones(2, dtype=torch.int32),
-    }
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("q", torch.randn(2, 8, 64), r"q: shape \(2, 8, 64\).*\[M, heads, 128\]"),
-        ("q", torch.randn(2, 8, 128).double(), "q: dtype torch.float64"),
-        ("weights", torch.randn(2, 8).bfloat16(), "weights: dtype torch.bfloat16.*use float32"),
-        ("k", torch.randn(5, 128).bfloat16(), "k: dtype torch.bfloat16.*use float32"),
-        ("row_end", torch.ones(3).int(), r"row_end: shape \(3,\).*\[2\]"),
-        ("k_scale", torch.ones(5), "k_scale: given with torch.float32 keys"),
-        ("out", torch.ones(2, 6), r"out: shape \(2, 6\).*\[2, 5\]"),
-        ("k", torch.randn(5, 128, device="meta"), "k is on meta but q is on cpu"),
-    ],
-)
-def test_prefill_errors(name: str, value: Tensor, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        indexer_logits(**_prefill_arguments() | {name: value})
-
-
-def test_fp8_needs_scales() -> None:
-    arguments = _prefill_arguments()
-    arguments |= {"q": arguments["q"].to(FP8), "k": arguments["k"].to(FP8)}
-    with pytest.raises(ValueError, match=r"k_scale: absent with torch.float8_e4m3fn keys"):
-        indexer_logits(**arguments)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("q", torch.randn(2, 1, 8, 128).to(FP8), "q: dtype torch.float8_e4m3fn.*use float32"),
-        ("max_context_len", 33, "max_context_len: 33; the block table has room for 32 keys"),
-        ("block_table", torch.zeros(3, 2).int(), r"block_table: shape \(3, 2\).*\[2, max_blocks\]"),
-        ("context_lens", torch.zeros(2).int(), r"context_lens: shape \(2,\).*\[2, 1\]"),
-        ("cache", torch.zeros(2, 16, 64), r"index cache: shape.*block_size, 128\]"),
-    ],
-)
-def test_paged_errors(name: str, value: Any, message: str) -> None:
-    arguments: dict[str, Any] = {
-        "q": torch.randn(2, 1, 8, 128),
-        "weights": torch.randn(2, 1, 8),
-        "cache": torch.zeros(2, 16, 128),
-        "block_table": torch.zeros(2, 2, dtype=torch.int32),
-        "context_lens": torch.ones(2, 1, dtype=torch.int32),
-        "max_context_len": 20,
-    }
-    with pytest.raises(ValueError, match=message):
-        indexer_logits_paged(**arguments | {name: value})
-    with pytest.raises(ValueError, match=r"num_keys: 33; the block table row has room for 32 keys"):
-        gather_index_keys(arguments["cache"], torch.zeros(2, dtype=torch.int32), 33)

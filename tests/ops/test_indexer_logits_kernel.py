@@ -25,7 +25,7 @@ from dsa_kernels.testing import make_block_table, make_index_cache, make_slots
 from dsa_kernels.tuning import LaunchConfig
 from dsa_testbed.far_apart import far_apart
 from dsa_testbed.index_keys import FP8, assert_within, fill, inputs, mask, truth
-from dsa_testbed.kernel_runs import DEVICE, kernels_run, stand_for  # noqa: F401 (a fixture)
+from dsa_testbed.kernel_runs import DEVICE, stand_for
 
 pytestmark = [pytest.mark.triton, pytest.mark.usefixtures("poisoned_empty", "kernels_run")]
 
@@ -124,7 +124,7 @@ def test_more_rows_than_a_grid_axis_has(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("name", ARCHS)
-def test_grids_fit_every_chip(name: str, kernels_run: list[str]) -> None:  # noqa: F811
+def test_grids_fit_every_chip(name: str, kernels_run: list[str]) -> None:
     """Only the first axis of a grid may pass 65,535: rows lie there, and a million keys do not."""
     from dsa_kernels.indexer_logits.kernel import launches, paged_launches
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -166,64 +165,9 @@ def test_slots_in_chunks() -> None:
     assert torch.equal(slots, expected.masked_fill(indices < 0, -1))
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("logits", torch.randn(2, 5).bfloat16(), "logits: dtype torch.bfloat16.*use float32"),
-        ("logits", torch.randn(5), r"logits: shape \(5,\).*\[M, N\]"),
-        ("k", 0, "k: 0; at least one"),
-        ("row_start", torch.zeros(3).int(), r"row_start: shape \(3,\).*\[2\]"),
-        ("row_end", torch.zeros(2), "row_end: dtype torch.float32.*use int32, int64"),
-        ("out", torch.zeros(2, 3).long(), "out: dtype torch.int64.*use int32"),
-        ("out", torch.zeros(2, 4).int(), r"out: shape \(2, 4\).*\[2, 3\]"),
-    ],
-)
-def test_errors(name: str, value: Any, message: str) -> None:
-    arguments: dict[str, Any] = {
-        "logits": torch.randn(2, 5),
-        "k": 3,
-        "row_start": None,
-        "row_end": int32([5, 5]),
-    }
-    with pytest.raises(ValueError, match=message):
-        topk_select(**arguments | {name: value})
-
-
-def test_slot_errors() -> None:
-    indices, table, requests = int32([[0]]), int32([[0]]), int32([0])
-    with pytest.raises(ValueError, match="block_size: 0; it must be at least 1"):
-        topk_slots(indices, table, requests, 0)
-    with pytest.raises(ValueError, match=r"request_ids: shape \(2,\).*\[1\]"):
-        topk_slots(indices, table, int32([0, 0]), 64)
-    with pytest.raises(ValueError, match=r"block_table: shape \(1,\).*num_requests, max_blocks"):
-        topk_slots(indices, table[0], requests, 64)
-
-
 def test_indices_and_slots_at_once() -> None:
     logits, end = torch.randn(3, 100), int32([100, 40, 0])
     table, requests = torch.randperm(21).view(3, 7).int(), int32([2, 0, 1])
     indices, slots = topk_select_slots(logits, 50, end, table, requests, 16)
     assert torch.equal(indices, topk_select(logits, 50, None, end))
     assert torch.equal(slots, topk_slots(indices, table, requests, 16))
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("slots", torch.zeros(3, 50).int(), "slots: dtype torch.int32.*use int64"),
-        ("slots", torch.zeros(3, 49).long(), r"slots: shape \(3, 49\).*\[3, 50\]"),
-        ("request_ids", int32([0]), r"request_ids: shape \(1,\).*\[3\]"),
-        ("k", 0, "k: 0; at least one"),
-    ],
-)
-def test_errors_of_both(name: str, value: Any, message: str) -> None:
-    arguments: dict[str, Any] = {
-        "logits": torch.randn(3, 100),
-        "k": 50,
-        "row_end": int32([100, 40, 0]),
-        "block_table": torch.randperm(21).view(3, 7).int(),
-        "request_ids": int32([2, 0, 1]),
-        "block_size": 16,
-    }
-    with pytest.raises(ValueError, match=message):
-        topk_select_slots(**arguments | {name: value})

@@ -13,7 +13,6 @@ from dsa_kernels.testing import make_block_table
 from dsa_kernels.topk_select import reference, topk_select, topk_select_slots, topk_slots
 from dsa_kernels.tuning import LaunchConfig
 from dsa_testbed.far_apart import far_apart
-from dsa_testbed.kernel_runs import kernels_run  # noqa: F401 (a fixture)
 from dsa_testbed.topk import expected_rows
 
 pytestmark = [pytest.mark.triton, pytest.mark.usefixtures("poisoned_empty", "kernels_run")]
@@ -98,7 +97,7 @@ def test_a_large_k() -> None:
     assert torch.equal(result, expected_rows(logits, 10_000, None, end))
 
 
-def test_a_million_columns(kernels_run: list[str]) -> None:  # noqa: F811
+def test_a_million_columns(kernels_run: list[str]) -> None:
     logits = torch.randint(-9000, 9000, (1, 1 << 20)).float()
     best = logits[0].sort(descending=True, stable=True).indices[:2048]
     result = topk_select(logits, 2048, None, int32([1 << 20]))
@@ -193,14 +192,14 @@ def test_no_columns() -> None:
     assert torch.equal(result, torch.full((3, 4), -1, dtype=torch.int32))
 
 
-def test_a_k_without_room(kernels_run: list[str]) -> None:  # noqa: F811
+def test_a_k_without_room(kernels_run: list[str]) -> None:
     kernels_run.append("none: refused")
     with pytest.raises(ValueError, match=r"k: 8193; of rows longer than 16384.*sm80.*at most 8192"):
         topk_select(torch.randn(1, 16385), 8193, None, int32([9]))
 
 
 @pytest.mark.parametrize("name", ARCHS)
-def test_counts_fit_their_half_of_an_int32(name: str, kernels_run: list[str]) -> None:  # noqa: F811
+def test_counts_fit_their_half_of_an_int32(name: str, kernels_run: list[str]) -> None:
     from dsa_kernels.launch import launch_config
 
     kernels_run.append("none: a table")
@@ -242,7 +241,7 @@ def test_slots_of_many_and_wide_rows() -> None:
 def test_slots_in_the_same_pass(
     block: int,
     monkeypatch: pytest.MonkeyPatch,
-    kernels_run: list[str],  # noqa: F811
+    kernels_run: list[str],
 ) -> None:
     """Equal to `topk_slots`, past the block table too, in one round or several."""
     pieces_of(monkeypatch, block)
