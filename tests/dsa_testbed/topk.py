@@ -5,6 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+INT_MIN, INT_MAX = -(2**31), 2**31 - 1
+
+
+def int32(values: list[int] | list[list[int]] | Tensor) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.int32)
+
 
 def expected_rows(logits: Tensor, k: int, start: Tensor | None, end: Tensor) -> Tensor:
     starts = [0] * len(logits) if start is None else start.tolist()
