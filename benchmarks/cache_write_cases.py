@@ -22,10 +22,10 @@ from dsa_kernels.dims import (
     ROPE_DIM,
 )
 from dsa_kernels.layout import index_fp8_views, latent_fp8_views
-from dsa_kernels.testing import make_cos_sin_cache
+from dsa_kernels.testing import V32, make_cos_sin_cache
 
 EPS = 1e-6
-HEADS = 64
+HEADS = V32.index_n_heads
 MAX_POSITION = 163840
 # Two roundings of the same values to e4m3, whose steps are 2^-3 at most: vLLM 0.26 has other scales
 # for latents, and does not round to bf16 before.

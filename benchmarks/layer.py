@@ -35,7 +35,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from v32_layer import LayerPass, make_layer
 
 from dsa_kernels.dims import KV_LORA_RANK, LATENT_DIM, ROPE_DIM
-from dsa_kernels.testing import error
+from dsa_kernels.testing import INDEX_TOPK, V32, error
 from dsa_plugin.attention import sparse
 
 CHUNK = 4096
@@ -158,7 +158,12 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="The attention of one layer, DSA and dense.")
-    parser.add_argument("--heads", type=int, default=128, help="a rank's; TP8 has 16 of V3.2's 128")
+    parser.add_argument(
+        "--heads",
+        type=int,
+        default=V32.num_attention_heads,
+        help="a rank's; TP8 has 16 of V3.2's 128",
+    )
     parser.add_argument("--peers", type=Path, nargs="+", default=[], help="as kernels.py has it")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes on a CPU")
@@ -167,7 +172,7 @@ def main() -> int:
         parser.error("no GPU found; --dry-run runs tiny shapes on a CPU")
     device = torch.device("cpu" if options.dry_run else "cuda")
     scale = Scale(device, options.dry_run, Peers(tuple(options.peers)))
-    heads, topk = (4, 64) if scale.tiny else (options.heads, 2048)
+    heads, topk = (4, 64) if scale.tiny else (options.heads, INDEX_TOPK)
     result: dict[str, Any] = {**provenance(device), "heads": heads, "index_topk": topk}
     result["points"] = []
     failed = False

@@ -19,10 +19,9 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from dsa_kernels.dims import KV_LORA_RANK, LATENT_DIM
 from dsa_kernels.sparse_mla import masked_mha, sparse_mla
 from dsa_kernels.sparse_mla.reference import selection
-from dsa_kernels.testing import sparse_mla_bytes, sparse_mla_flops
+from dsa_kernels.testing import GLM_5, INDEX_TOPK, V32, sparse_mla_bytes, sparse_mla_flops
 
-WIDTH, V_WIDTH = 192, 128  # of V3.2's heads
-SOFTMAX_SCALE = WIDTH**-0.5
+SOFTMAX_SCALE = V32.head_dim**-0.5
 # bf16 weights and results, rounded in another order than ours: twice the error of either.
 TOLERANCE = 2.0**-7
 FLASH_MLA_HEADS = 64  # fewer are padded, as vLLM pads them
@@ -30,8 +29,9 @@ SGLANG = "sglang.kernels.ops.attention.dsa"
 
 
 def cases(scale: Scale) -> Iterator[Case]:
-    topk = 48 if scale.tiny else 2048
-    heads = (16,) if scale.tiny else (128, 64, 16)
+    topk = 48 if scale.tiny else INDEX_TOPK
+    # 16 are of a rank, of eight for V3.2.
+    heads = (16,) if scale.tiny else (V32.num_attention_heads, GLM_5.num_attention_heads, 16)
     dtypes = (torch.uint8, torch.bfloat16)
     for context in (128,) if scale.tiny else (8 << 10, 32 << 10, 128 << 10):
         for batch in (1,) if scale.tiny else (1, 8, 32, 128):
@@ -114,19 +114,19 @@ def _masked_case(scale: Scale, rows: int, context: int, heads: int, topk: int) -
     chosen = scores.masked_fill_(outside, -1).topk(min(topk, context)).indices.int()
     chosen.masked_fill_(torch.arange(chosen.shape[1], device=scale.device) >= seen[:, None], -1)
     mask = selection(chosen, context)
-    nbytes = 2 * heads * (context + rows) * (WIDTH + V_WIDTH)
+    nbytes = 2 * heads * (context + rows) * (V32.head_dim + V32.v_head_dim)
     ours: list[Run] = []
     inputs: list[tuple[Tensor, Tensor, Tensor]] = []
     for _ in range(scale.copies(nbytes)):
-        q = torch.randn(rows, heads, WIDTH, device=scale.device).bfloat16()
-        k = torch.randn(heads, context, WIDTH, device=scale.device).bfloat16()
-        v = torch.randn_like(k[..., :V_WIDTH])
+        q = torch.randn(rows, heads, V32.head_dim, device=scale.device).bfloat16()
+        k = torch.randn(heads, context, V32.head_dim, device=scale.device).bfloat16()
+        v = torch.randn_like(k[..., : V32.v_head_dim])
         ours.append(partial(masked_mha, q, k, v, chosen, SOFTMAX_SCALE))
         inputs.append((q, k, v))
     return Case(
         op="masked_mha",
         name=f"prefill {context >> 10}K, {rows} rows, {heads} heads",
-        flops=2 * heads * int(seen.sum()) * (WIDTH + V_WIDTH),
+        flops=2 * heads * int(seen.sum()) * (V32.head_dim + V32.v_head_dim),
         bytes=nbytes,
         runs=ours,
         peers={"torch.sdpa": runs(torch, partial(_sdpa, mask=mask), inputs)},

@@ -15,6 +15,7 @@ from peers import Run, runs
 from torch import Tensor
 
 from dsa_kernels.dims import INDEX_PAGE
+from dsa_kernels.testing import INDEX_TOPK
 from dsa_kernels.topk_select import topk_select, topk_select_slots, topk_slots
 
 VLLM = "vllm/_C_stable_libtorch.abi3.so"
@@ -23,7 +24,7 @@ COOPERATIVE_ROWS = 32  # the most for which vLLM chooses cooperative_topk
 
 
 def cases(scale: Scale) -> Iterator[Case]:
-    k = 16 if scale.tiny else 2048
+    k = 16 if scale.tiny else INDEX_TOPK
     for context in (128,) if scale.tiny else (8 << 10, 32 << 10, 128 << 10):
         for rows in (2,) if scale.tiny else (1, 8, 32, 128):
             end = torch.full((rows,), context, dtype=torch.int32, device=scale.device)

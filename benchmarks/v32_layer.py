@@ -11,13 +11,12 @@ from torch import Tensor
 from dsa_kernels.cache_write import Norm, Rope, apply_rope
 from dsa_kernels.dims import INDEX_HEAD_DIM, KV_LORA_RANK, LATENT_DIM, ROPE_DIM
 from dsa_kernels.sparse_mla import gather_latents
-from dsa_kernels.testing import make_cos_sin_cache
+from dsa_kernels.testing import V32, make_cos_sin_cache
 from dsa_plugin import attention
 from dsa_plugin.attention.forward import write_latents
 from dsa_plugin.attention.metadata import DSAMetadata, split_prefill
 
-NOPE = V_HEAD_DIM = 128
-INDEX_HEADS = 64
+NOPE, V_HEAD_DIM = V32.head_dim - ROPE_DIM, V32.v_head_dim
 EPS = 1e-6
 WORKSPACE_BYTES = 512 << 20  # DSA_LOGITS_WORKSPACE_MB's default
 
@@ -108,19 +107,16 @@ def make_layer(
         w_uv=randn(heads, KV_LORA_RANK, V_HEAD_DIM, std=KV_LORA_RANK**-0.5),
     )
     pages = requests * context // BLOCK_SIZE
-    ones, zeros = (
-        torch.ones(INDEX_HEAD_DIM, device=device),
-        torch.zeros(INDEX_HEAD_DIM, device=device),
-    )
+    ones = torch.ones(INDEX_HEAD_DIM, device=device)
     indexer = attention.Indexer(
-        k_norm=Norm(ones, EPS, zeros),
+        k_norm=Norm(ones, EPS, bias=torch.zeros_like(ones)),
         rope=Rope(cos_sin, interleaved=False),
         key_cache=index_cache(pages, device),
     )
     index = attention.IndexProjections(
-        q=randn(total, INDEX_HEADS, INDEX_HEAD_DIM),
+        q=randn(total, V32.index_n_heads, INDEX_HEAD_DIM),
         k=randn(total, INDEX_HEAD_DIM),
-        weights=randn(total, INDEX_HEADS),
+        weights=randn(total, V32.index_n_heads),
     )
     q, kv = randn(total, heads, NOPE + ROPE_DIM), randn(total, LATENT_DIM)
     layer = LayerPass(

@@ -29,6 +29,18 @@ def test_indexer_rope_is_the_models_own() -> None:
     assert lookup("glm_moe_dsa").indexer_rope_interleave is True
 
 
+def test_kernels_are_tested_and_timed_at_the_models_sizes() -> None:
+    from dsa_kernels.testing import GLM_5, INDEX_TOPK, V32
+
+    for model, model_type in ((V32, "deepseek_v32"), (GLM_5, "glm_moe_dsa")):
+        for checkpoint in lookup(model_type).checkpoints:
+            assert model.num_attention_heads == checkpoint.num_attention_heads
+            assert model.head_dim == checkpoint.qk_nope_head_dim + checkpoint.qk_rope_head_dim
+            assert model.v_head_dim == checkpoint.v_head_dim
+            assert model.index_n_heads == checkpoint.index_n_heads
+            assert checkpoint.index_topk == INDEX_TOPK
+
+
 def test_unknown_model_type_names_the_known() -> None:
     with pytest.raises(ValueError, match=r"'deepseek_v3'.*known: deepseek_v32, glm_moe_dsa"):
         lookup("deepseek_v3")
