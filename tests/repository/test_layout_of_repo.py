@@ -180,6 +180,35 @@ def test_every_file_is_short() -> None:
     assert {name: n for name, n in lengths.items() if n > 500} == {}
 
 
+# Functions with more than 8 parameters, each with its reason; Triton's kernels are not counted.
+MANY_PARAMETERS = {
+    "dsa_plugin.cli.plan.plan": "typer makes a flag of each",
+    "dsa_plugin.hosts.vllm.attention.__init__": "vLLM's own",
+}
+
+
+def parameters(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Name and number of parameters of each function, without self."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.FunctionDef):
+            continue
+        if any("triton.jit" in ast.unparse(decorator) for decorator in node.decorator_list):
+            continue
+        arguments = node.args.posonlyargs + node.args.args
+        names = [argument.arg for argument in arguments + node.args.kwonlyargs]
+        yield node.name, len(names) - (names[:1] in (["self"], ["cls"]))
+
+
+def test_few_functions_take_many_parameters() -> None:
+    many = {
+        f"{module}.{name}"
+        for module, path in MODULES.items()
+        for name, number in parameters(ast.parse(path.read_text(encoding="utf-8")))
+        if number > 8
+    }
+    assert many == set(MANY_PARAMETERS)
+
+
 def test_every_package_is_installed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     folders = {
