@@ -1,4 +1,4 @@
-"""MLA over the selected latents: gathered, or, in short prefills, expanded and masked."""
+"""MLA over the selected latents: gathered, from fp8 perhaps decoded before, or masked in all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dsa_kernels.dims import KV_LORA_RANK, LATENT_DIM, ROPE_DIM
-from dsa_kernels.sparse_mla import masked_is_faster
+from dsa_kernels.sparse_mla import decoding_first_is_faster, masked_is_faster
 from dsa_plugin.attention import ops
 
 if TYPE_CHECKING:
@@ -25,7 +25,10 @@ def attend(
     decode_slots: Tensor | None,
     out: Tensor,
 ) -> None:
-    """Each row over its selection: chunks of short prefills masked, all other rows gathered.
+    """Each row over its selection, in the fastest of three forms.
+
+    Chunks of short prefills are expanded and masked; of longer ones an fp8 cache is decoded first,
+    once for all rows; all other rows gather what they selected.
 
     Args:
         layer: its latent cache is read.
@@ -35,15 +38,18 @@ def attend(
         decode_slots: of the decode rows, from `select`; None: they are looked up.
         out: [T, heads, v_head_dim], written.
     """
-    masked = [
-        chunk
-        for chunk in metadata.prefill_chunks
-        if _masked_is_faster(layer, chunk, topk_indices.shape[1])
-    ]
-    for chunk in masked:
-        attend_masked(layer, projections, metadata, chunk, topk_indices, out)
+    index_topk = topk_indices.shape[1]
+    done = []
+    for chunk in metadata.prefill_chunks:
+        if _masked_is_faster(layer, chunk, index_topk):
+            attend_masked(layer, projections, metadata, chunk, topk_indices, out)
+        elif _decoding_first_is_faster(layer, metadata, chunk, index_topk):
+            attend_decoded(layer, projections, metadata, chunk, topk_indices, out)
+        else:
+            continue
+        done.append(chunk)
     decodes = slice(0, metadata.num_decode_tokens)
-    for rows in _other_rows(masked, metadata):
+    for rows in _other_rows(done, metadata):
         if rows == decodes and decode_slots is not None:
             slots = decode_slots
         else:
@@ -53,15 +59,7 @@ def attend(
                 metadata.request_ids[rows],
                 metadata.block_size,
             )
-        query = _absorbed(layer.mla, projections.q[rows], projections.positions[rows])
-        attended, _ = ops.sparse_mla(
-            query,
-            layer.latent_cache,
-            slots,
-            layer.mla.softmax_scale,
-            topk_length=metadata.context_lens[rows],
-        )
-        torch.bmm(attended.transpose(0, 1), layer.mla.w_uv, out=out[rows].transpose(0, 1))
+        _attend_gathered(layer.mla, projections, metadata, rows, layer.latent_cache, slots, out)
 
 
 def attend_masked(
@@ -89,11 +87,31 @@ def attend_masked(
         ops.masked_mha(query[:, heads], k, v, topk_indices, mla.softmax_scale, out=out[:, heads])
 
 
+def attend_decoded(
+    layer: Layer,
+    projections: Projections,
+    metadata: DSAMetadata,
+    chunk: PrefillChunk,
+    topk_indices: Tensor,
+    out: Tensor,
+) -> None:
+    """A chunk's rows over its request's latents in q's dtype, decoded once for all of them.
+
+    Arguments are those of `attend`, and one of the batch's chunks.
+    """
+    rows, page = slice(chunk.start, chunk.end), metadata.block_size
+    table, dtype = metadata.block_table[chunk.request], projections.q.dtype
+    # Whole pages, as the kernel is compiled for their size; the tail, never selected, may be NaN.
+    latents = ops.gather_latents(layer.latent_cache, table, _pages(chunk, page) * page, dtype)
+    pages, slots = latents.unflatten(0, (-1, page)), topk_indices[rows]
+    _attend_gathered(layer.mla, projections, metadata, rows, pages, slots, out)
+
+
 def reserve(q: Tensor, index_topk: int, workspace_bytes: int) -> None:
     """Take what `forward` takes at most for itself, and give it back: for a host that measures it.
 
     That is the workspace, and each row's slots, absorbed query, and what it attended to with its
-    lse; the masked form takes less than these.
+    lse; the masked form takes less than these, and decoded latents lie in the workspace.
 
     Args:
         q: [T, heads, qk_nope_head_dim + 64], as `forward` takes it.
@@ -119,6 +137,38 @@ def _masked_is_faster(layer: Layer, chunk: PrefillChunk, index_topk: int) -> boo
         v_width=layer.mla.w_uv.shape[2],
         latent_bytes=cache.shape[2] * cache.itemsize,
     )
+
+
+def _decoding_first_is_faster(
+    layer: Layer, metadata: DSAMetadata, chunk: PrefillChunk, index_topk: int
+) -> bool:
+    """And there is room for all latents of the request."""
+    keys = _pages(chunk, metadata.block_size) * metadata.block_size
+    itemsize = layer.mla.w_uk.itemsize
+    if keys * LATENT_DIM * itemsize > metadata.workspace_bytes:
+        return False
+    rows = chunk.end - chunk.start
+    return decoding_first_is_faster(layer.latent_cache, rows, keys, index_topk)
+
+
+def _pages(chunk: PrefillChunk, block_size: int) -> int:
+    return -(-chunk.num_keys // block_size)
+
+
+def _attend_gathered(
+    mla: MLAWeights,
+    projections: Projections,
+    metadata: DSAMetadata,
+    rows: slice,
+    cache: Tensor,
+    slots: Tensor,
+    out: Tensor,
+) -> None:
+    """Rows over the entries of `cache` that `slots` [rows, index_topk] name, into `out[rows]`."""
+    query = _absorbed(mla, projections.q[rows], projections.positions[rows])
+    lens = metadata.context_lens[rows]
+    attended, _ = ops.sparse_mla(query, cache, slots, mla.softmax_scale, topk_length=lens)
+    torch.bmm(attended.transpose(0, 1), mla.w_uv, out=out[rows].transpose(0, 1))
 
 
 def _other_rows(chunks: list[PrefillChunk], metadata: DSAMetadata) -> list[slice]:

@@ -21,7 +21,7 @@ from dsa_kernels.dispatch import use_triton
 from dsa_kernels.indexer_logits import warm_up_indexer
 from dsa_plugin.attention.layer import IndexProjections, Layer, Projections
 from dsa_plugin.attention.metadata import DSAMetadata, PrefillChunk
-from dsa_plugin.attention.sparse import attend_masked
+from dsa_plugin.attention.sparse import attend_decoded, attend_masked
 
 Forward = Callable[..., None]
 """`attention.forward`."""
@@ -80,6 +80,8 @@ def launch_all(
         forward(layer, projections, batch, topk_indices, out, reuse_selection=False)
         for chunk in batch.prefill_chunks:
             attend_masked(layer, projections, batch, chunk, topk_indices, out)
+            if layer.latent_cache.dtype == torch.uint8:
+                attend_decoded(layer, projections, batch, chunk, topk_indices, out)
 
 
 def _zeros(like: Projections, rows: int) -> Projections:

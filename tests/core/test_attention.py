@@ -1,4 +1,4 @@
-"""A prefill's two forms, through `sparse.attend`: masked, some heads at a time, and gathered."""
+"""A prefill's three forms, through `sparse.attend`: masked, decoded first, and gathered."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import Tensor
 from dsa_kernels.arch import arch_of
 from dsa_kernels.cache_write import Norm, Rope
 from dsa_kernels.launch import Launch
-from dsa_kernels.sparse_mla import masked_mha
+from dsa_kernels.sparse_mla import gather_latents, masked_mha
 from dsa_kernels.testing import make_cos_sin_cache
 from dsa_plugin import attention
 from dsa_plugin.attention import ops, sparse
 from dsa_plugin.attention.metadata import DSAMetadata, PrefillChunk
 from dsa_testbed.kernel_runs import DEVICE, stand_for
-from dsa_testbed.latents import SCALE, filled_cache
+from dsa_testbed.latents import SCALE, filled_cache, filled_fp8_cache
 
 HEADS, NOPE, V_HEAD_DIM = 5, 128, 96
 KEYS, ROWS, TOPK = 100, 20, 30
@@ -43,7 +43,7 @@ class Prefill:
         )
 
 
-def prefill(workspace_bytes: int) -> Prefill:
+def prefill(workspace_bytes: int, filled: Callable[..., Any] = filled_cache) -> Prefill:
     used = torch.cat((torch.arange(64, 128), torch.arange(192, 228)))
     positions = torch.arange(KEYS - ROWS, KEYS)
     mla = attention.MLAWeights(
@@ -55,7 +55,7 @@ def prefill(workspace_bytes: int) -> Prefill:
     )
     q, kv = torch.randn(ROWS, HEADS, NOPE + 64), torch.randn(ROWS, 576)
     return Prefill(
-        layer=attention.Layer(mla, filled_cache(torch.float32, 4, 64, used)[0], None),
+        layer=attention.Layer(mla, filled(torch.float32, 4, 64, used)[0], None),
         projections=attention.Projections(q, kv, positions, None),
         metadata=DSAMetadata(
             num_tokens=ROWS,
@@ -111,6 +111,29 @@ def test_masked_heads_fit_the_workspace(
     monkeypatch.setattr(ops, "masked_mha", noted)
     batch.attend()
     assert calls == groups
+    torch.testing.assert_close(batch.out, gathered, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_an_fp8_cache_is_decoded_once_for_all_rows(
+    monkeypatch: pytest.MonkeyPatch, room: bool
+) -> None:
+    """Where the workspace has room for it; what lies behind the last key is NaN."""
+    batch = prefill(128 * 576 * 4 - (not room), filled_fp8_cache)
+    choose(monkeypatch, masked=False)
+    batch.attend()
+    gathered = batch.out.clone()
+    monkeypatch.setattr(sparse, "decoding_first_is_faster", lambda *_args: True)
+    decoded: list[int] = []
+
+    def noted(cache: Tensor, table: Tensor, num_keys: int, dtype: torch.dtype) -> Tensor:
+        decoded.append(num_keys)
+        return gather_latents(cache, table, num_keys, dtype)
+
+    monkeypatch.setattr(ops, "gather_latents", noted)
+    batch.out.fill_(torch.nan)
+    batch.attend()
+    assert decoded == ([128] if room else [])
     torch.testing.assert_close(batch.out, gathered, atol=2e-5, rtol=1e-5)
 
 

@@ -101,6 +101,17 @@ def test_batches_of_any_shape(
         assert {name: what for name, what in parameters.items() if len(what) > 1} == {}, kind
 
 
+@pytest.mark.parametrize("variants", ["sm90"], indirect=True)
+@torch.inference_mode()
+def test_the_warm_up_takes_each_form_of_a_prefill(variants: Variants) -> None:
+    """Whichever its own few rows would be given: here `forward` does nothing."""
+    layer = Layer(torch.uint8)
+    batch = Rows().batch([2500], [], wide_table=True)
+    warm_up.launch_all(lambda *_, **__: None, layer.layer, layer.projections(1), batch, TOPK)
+    kernels = {kind.partition(" ")[0] for kind in variants}
+    assert {"_attend_masked", "_gather_latents", "_attend"} <= kernels
+
+
 def test_the_warm_up_runs_once_and_not_in_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """For each kind of model: a draft's rows are another."""
     runs, capturing = [], False

@@ -12,7 +12,7 @@ import torch
 
 from dsa_kernels import dispatch
 from dsa_kernels.arch import ARCHS, INTERPRETED, arch_of
-from dsa_kernels.sparse_mla import masked_is_faster
+from dsa_kernels.sparse_mla import decoding_first_is_faster, masked_is_faster
 from dsa_plugin.env import Kernels
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -171,3 +171,20 @@ def test_masked_where_it_is_faster(monkeypatch: pytest.MonkeyPatch, device: torc
     glm = partial(masked_is_faster, device, topk=2048, width=256, v_width=256, latent_bytes=1152)
     assert glm(rows=4096, keys=4096, heads=64)
     assert not glm(rows=4096, keys=4500, heads=64), "its heads are wider: 4352 keys"
+
+
+def test_a_cpu_decodes_nothing_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not choose(monkeypatch, CPU)
+    fp8 = torch.empty(1, 64, 656, dtype=torch.uint8)
+    assert not decoding_first_is_faster(fp8, 512, 32_768, 2048)
+
+
+def test_decoded_first_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many rows that select 2048 as pay for the keys; never of a float cache."""
+    assert choose(monkeypatch, CPU, TRITON_INTERPRET="1")
+    fp8, bf16 = torch.empty(1, 64, 656, dtype=torch.uint8), torch.empty(1, 64, 576).bfloat16()
+    assert not decoding_first_is_faster(bf16, 512, 32_768, 2048)
+    assert decoding_first_is_faster(fp8, 512, 32_768, 2048)
+    assert decoding_first_is_faster(fp8, 45, 32_768, 2048)
+    assert not decoding_first_is_faster(fp8, 44, 32_768, 2048), "5 x 36,864 against 2 x 90,112"
+    assert not decoding_first_is_faster(fp8, 16, 131_072, 2048)
