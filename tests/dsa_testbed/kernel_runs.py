@@ -13,6 +13,8 @@ from dsa_kernels.arch import Arch, arch_of, is_interpreting
 from dsa_kernels.launch import Launch
 
 DEVICE = torch.device("cpu" if is_interpreting() else "cuda")
+# The form of an op, for the fixture `form`, that the mark `triton` chooses.
+KERNEL = pytest.param("kernel", marks=pytest.mark.triton)
 
 Result = TypeVar("Result")
 Sizes = TypeVar("Sizes")

@@ -13,9 +13,8 @@ import dsa_kernels.sparse_mla.api
 import dsa_kernels.topk_select.api
 from dsa_kernels.dispatch import use_triton
 from dsa_kernels.launch import Launch
-from dsa_testbed.kernel_runs import DEVICE
+from dsa_testbed.kernel_runs import DEVICE, KERNEL
 
-KERNEL = pytest.param("kernel", marks=pytest.mark.triton)
 APIS = [
     dsa_kernels.cache_write.api,
     dsa_kernels.indexer_logits.api,

@@ -8,16 +8,32 @@ import pytest
 import torch
 from torch import Tensor
 
+import dsa_kernels.cache_write.api
 import dsa_kernels.indexer_logits.api
 import dsa_kernels.sparse_mla.api
 import dsa_kernels.topk_select.api
+from dsa_kernels.cache_write import (
+    Norm,
+    Rope,
+    apply_rope,
+    index_cache_write,
+    index_query,
+    latent_cache_write,
+)
 from dsa_kernels.indexer_logits import gather_index_keys, indexer_logits, indexer_logits_paged
 from dsa_kernels.sparse_mla import masked_mha, sparse_mla
+from dsa_kernels.testing import make_latent_cache
 from dsa_kernels.topk_select import topk_select, topk_select_slots, topk_slots
+from dsa_testbed.cache_entries import EPS, make_rope
 from dsa_testbed.index_keys import FP8
 from dsa_testbed.latents import SCALE
 
-APIS = [dsa_kernels.indexer_logits.api, dsa_kernels.sparse_mla.api, dsa_kernels.topk_select.api]
+APIS = [
+    dsa_kernels.cache_write.api,
+    dsa_kernels.indexer_logits.api,
+    dsa_kernels.sparse_mla.api,
+    dsa_kernels.topk_select.api,
+]
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +49,101 @@ def no_form(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def int32(values: list[int] | list[list[int]]) -> Tensor:
     return torch.tensor(values, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("kv", torch.randn(2, 512), r"kv: shape \(2, 512\).*\[T, 576\]"),
+        ("kv", torch.randn(2, 576).double(), "kv: dtype torch.float64.*use float32, bfloat16"),
+        ("norm", Norm(torch.ones(576), EPS), r"norm.weight: shape \(576,\).*\[512\]"),
+        (
+            "norm",
+            Norm(torch.ones(512, device="meta"), EPS),
+            "norm.weight is on meta but kv is on cpu",
+        ),
+        (
+            "norm",
+            Norm(torch.ones(512), EPS, torch.zeros(512)),
+            "norm: has a bias; latents take RMSNorm.*leave it None",
+        ),
+        ("rope", make_rope(4, interleaved=False), "rope: interleaved is False.*interleaved=True"),
+        ("positions", torch.arange(3), r"positions: shape \(3,\).*\[2\]"),
+        ("positions", torch.ones(2), "positions: dtype torch.float32.*use int32, int64"),
+        ("rope", Rope(torch.ones(4, 32), True), r"cos_sin_cache: shape.*\[max_position, 64\]"),
+        (
+            "rope",
+            Rope(torch.ones(4, 64, device="meta"), True),
+            "rope.cos_sin_cache is on meta but kv is on cpu",
+        ),
+        ("cache", torch.ones(1, 4, 512), r"latent cache: shape.*num_blocks, block_size, 576"),
+        ("cache", torch.ones(1, 4, 576).byte(), r"latent cache: shape.*block_size, 656\]"),
+        (
+            "cache",
+            torch.ones(1, 4, 576).int(),
+            "latent cache: dtype torch.int32.*uint8 for the fp8",
+        ),
+        ("cache", torch.ones(0, 4, 576), r"no slots; allocate at least one block"),
+        ("cache", torch.ones(1, 4, 1152)[..., ::2], "2 elements apart; the last stride must be 1"),
+        (
+            "cache",
+            torch.zeros(4 * 656 + 1, dtype=torch.uint8)[1:].view(1, 4, 656),
+            "offset 1 in bytes.*multiple of 4",
+        ),
+        ("slot_mapping", torch.arange(3), r"slot_mapping: shape \(3,\).*\[2\]"),
+        (
+            "slot_mapping",
+            torch.arange(2, device="meta"),
+            "slot_mapping is on meta but kv is on cpu",
+        ),
+    ],
+)
+def test_latent_cache_write(name: str, value: Tensor | Norm | Rope, message: str) -> None:
+    arguments: dict[str, Any] = {
+        "kv": torch.randn(2, 576),
+        "norm": Norm(torch.ones(512), EPS),
+        "rope": make_rope(4, interleaved=True),
+        "positions": torch.arange(2),
+        "cache": make_latent_cache(torch.float32, 1, 4),
+        "slot_mapping": torch.arange(2),
+    }
+    with pytest.raises(ValueError, match=message):
+        latent_cache_write(**arguments | {name: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, r"140 bytes apart.*token stride must be 132"),
+        (
+            {"norm": Norm(torch.ones(128), EPS)},
+            "norm: has no bias; index keys take LayerNorm",
+        ),
+        (
+            {"norm": Norm(torch.ones(128), EPS, torch.zeros(64))},
+            r"norm.bias: shape \(64,\).*\[128\]",
+        ),
+    ],
+)
+def test_index_cache_write(changes: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {
+        "k": torch.randn(2, 128),
+        "norm": Norm(torch.ones(128), EPS, torch.zeros(128)),
+        "rope": make_rope(4, interleaved=True),
+        "positions": torch.arange(2),
+        "cache": torch.zeros(2, 4, 140, dtype=torch.uint8)[..., :132],
+        "slot_mapping": torch.arange(2),
+    }
+    with pytest.raises(ValueError, match=message):
+        index_cache_write(**arguments | changes)
+
+
+def test_index_query_and_apply_rope() -> None:
+    rope, positions = make_rope(4, interleaved=True), torch.arange(2)
+    with pytest.raises(ValueError, match=r"weights: shape \(2, 3\).*\[2, 4\]"):
+        index_query(torch.randn(2, 4, 128), torch.randn(2, 3), rope, positions)
+    with pytest.raises(ValueError, match=r"x: shape \(2, 32\).*\[T, \.\.\., 64\]"):
+        apply_rope(torch.randn(2, 32), rope, positions)
 
 
 @pytest.mark.parametrize(
