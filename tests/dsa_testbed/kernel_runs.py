@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
@@ -34,6 +35,45 @@ def drawn(examples: int, *, interpreted: int) -> settings:
         # The fixture `form` is the same for each example.
         suppress_health_check=[HealthCheck.function_scoped_fixture],
     )
+
+
+def check_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter refuses an address outside the memory of a launch's tensors, as a GPU may.
+
+    A GPU faults only where nothing is mapped, and then takes the rest of the process with it.
+    """
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    memory: list[range] = []
+    run = Launch.run
+    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+
+    def noted(launch: Launch) -> None:
+        tensors = [value for value in launch.arguments.values() if isinstance(value, torch.Tensor)]
+        storages = [tensor.untyped_storage() for tensor in tensors]
+        memory[:] = [range(one.data_ptr(), one.data_ptr() + one.nbytes()) for one in storages]
+        run(launch)
+
+    def check(pointers: Any, mask: Any) -> None:
+        size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
+        address = pointers.data[mask.data].astype(np.uint64)
+        outside = np.ones(address.shape, bool)
+        for one in memory:
+            outside &= (address < one.start) | (address + np.uint64(size) > one.stop)
+        if outside.any():
+            raise AssertionError(f"{outside.sum()} addresses outside of every tensor of the launch")
+
+    def checked_load(builder: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+        check(pointers, mask)
+        return load(builder, pointers, mask, *rest)
+
+    def checked_store(builder: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        check(pointers, mask)
+        return store(builder, pointers, value, mask, *rest)
+
+    monkeypatch.setattr(Launch, "run", noted)
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_load", checked_load)
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_store", checked_store)
 
 
 def stand_for(monkeypatch: pytest.MonkeyPatch, kernel: Any, arch: Arch) -> None:

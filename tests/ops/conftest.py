@@ -13,7 +13,7 @@ import dsa_kernels.sparse_mla.api
 import dsa_kernels.topk_select.api
 from dsa_kernels.dispatch import use_triton
 from dsa_kernels.launch import Launch
-from dsa_testbed.kernel_runs import DEVICE, KERNEL
+from dsa_testbed.kernel_runs import DEVICE, KERNEL, check_addresses
 
 APIS = [
     dsa_kernels.cache_write.api,
@@ -51,6 +51,8 @@ def kernels_run(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     What the test creates lies on a GPU, or, under Triton's interpreter, on the CPU.
     """
     assert use_triton(DEVICE)
+    if DEVICE.type == "cpu":
+        check_addresses(monkeypatch)
     names: list[str] = []
     run = Launch.run
 

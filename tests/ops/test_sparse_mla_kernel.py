@@ -91,11 +91,14 @@ def test_fp8_cache_on_a_chip_that_has_e4m3(chip: Any) -> None:
 
 @pytest.mark.parametrize("num_sms", [1, 64])
 def test_offsets_beyond_int32(num_sms: int, chip: Any) -> None:
-    """Of pages, whose tokens lie apart, too, of queries and outputs; in one part and in two."""
+    """Of pages, whose tokens lie apart, too, of rows and heads; in one part and in two."""
     chip(replace(arch_of(DEVICE), num_sms=num_sms))
     pages, q, out = far_apart(torch.float16, (16, 600), (2, 576), (2, 512))
     cache = pages[..., :576]
     cache[2] = torch.randn(16, 576)
     q[:] = torch.randn(3, 2, 576)
     slots = random_slots(3, 40, torch.arange(32, 48).repeat(3))
-    check(*sparse_mla(q, cache, slots.int(), SCALE, out=out), q, cache.flatten(0, 1), slots)
+    latents = cache.flatten(0, 1)
+    check(*sparse_mla(q, cache, slots.int(), SCALE, out=out), q.contiguous(), latents, slots)
+    q, out, slots = q.transpose(0, 1), out.transpose(0, 1), slots[:2]
+    check(*sparse_mla(q, cache, slots.int(), SCALE, out=out), q.contiguous(), latents, slots)

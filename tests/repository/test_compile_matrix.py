@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dsa_kernels.arch import ARCHS
+from dsa_testbed.ttir import compile_script
 
-SCRIPT = Path(__file__).resolve().parents[2] / "ci" / "compile_kernels.py"
 
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def script() -> Any:
-    spec = spec_from_file_location("compile_kernels", SCRIPT)
-    assert spec
-    assert spec.loader
-    module = sys.modules[spec.name] = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return compile_script()
 
 
 def product(rows: int, dtype: str) -> str:

@@ -380,7 +380,7 @@ def _load_queries(
 ):
     """Queries [128, rows x heads] and their weights [rows x heads]; zeros for padding."""
     column = tl.arange(0, BLOCK_COLUMNS)
-    row, head = first_row + column // BLOCK_HEADS, column % BLOCK_HEADS
+    row, head = first_row + column // BLOCK_HEADS, (column % BLOCK_HEADS).to(tl.int64)
     is_column = (row < end_row) & (head < heads)
     weight = tl.load(weights + row * weights_t + head * weights_h, mask=is_column, other=0)
     address = q + row * q_t + head * q_h

@@ -191,7 +191,7 @@ def _attend(
     # Blocks of heads of one row are neighbours: they gather the same latents through L2.
     head_blocks = tl.cdiv(heads, BLOCK_H)
     row = (tl.program_id(0) // head_blocks).to(tl.int64)
-    head = tl.program_id(0) % head_blocks * BLOCK_H + tl.arange(0, BLOCK_H)
+    head = (tl.program_id(0) % head_blocks).to(tl.int64) * BLOCK_H + tl.arange(0, BLOCK_H)
     split = tl.program_id(1)
     real_head = head < heads
 
@@ -321,7 +321,8 @@ def _merge(
     BLOCK_D: tl.constexpr,
 ):
     """Grid (rows * heads, 512 / BLOCK_D); parts are [rows, SPLITS, heads, ...], dense."""
-    row, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
+    program = tl.program_id(0).to(tl.int64)
+    row, head = program // heads, program % heads
     dim = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     part = (row * SPLITS + tl.arange(0, SPLITS)) * heads + head
     logs = tl.load(part_lse + part)
