@@ -144,6 +144,20 @@ def test_nan_scores(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
         assert (result.diff(dim=1) > 0).all()
 
 
+def test_nans_of_any_sign_and_payload() -> None:
+    """By sign and magnitude of their bits, as other floats; arithmetic would make them one NaN."""
+    nans = [0x7FC00000, 0xFFC00000, 0x7FFFFFFF, 0xFFFFFFFF, 0xFFFFFFFE, 0x7F800001, 0xFF800001]
+    others = [0x7F800000, 0xFF800000, 0x00000000, 0x80000000, 0x3F800000, 0xBF800000]
+    bits = torch.tensor(2 * [*nans, *others])[torch.stack([torch.randperm(26) for _ in range(8)])]
+    logits = (bits - (bits >> 31 << 32)).int().view(torch.float32)
+    magnitude = bits & 0x7FFFFFFF
+    order = torch.where(bits >> 31 == 1, -magnitude, magnitude).double()
+    start, end = int32([0, 3] * 4), int32([26, 24] * 4)
+    for k in range(1, 27):
+        result = topk_select(logits, k, start, end)
+        assert torch.equal(result, expected_rows(order, k, start, end))
+
+
 def test_the_least_nan_is_the_last_choice() -> None:
     logits = torch.tensor([[-1, -1, 0, -1]], dtype=torch.int32).view(torch.float32)
     for k, expected in ((1, [2]), (2, [0, 2]), (4, [0, 1, 2, 3])):

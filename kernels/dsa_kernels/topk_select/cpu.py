@@ -53,13 +53,11 @@ def _edges(start: Tensor | None, end: Tensor, columns: int) -> list[tuple[slice,
 
 
 def _keys(logits: Tensor) -> Tensor:
-    """int32 that are ordered like the scores: negatives have all bits but the sign flipped."""
-    # + 0.0 makes -0.0 equal to 0.0.
-    scores = torch.add(
-        logits, 0.0, out=scratch("scores", tuple(logits.shape), logits.dtype, logits.device)
-    )
-    bits = scores.view(torch.int32)
-    return bits.bitwise_xor_((bits >> 31).bitwise_and_(_MAX))
+    """int32 > _NEVER that are ordered as the specification's: magnitudes that have their sign."""
+    bits, shape = logits.view(torch.int32), tuple(logits.shape)
+    sign = torch.bitwise_right_shift(bits, 31, out=scratch("signs", shape, bits.dtype, bits.device))
+    key = torch.bitwise_and(bits, _MAX, out=scratch("scores", shape, bits.dtype, bits.device))
+    return key.bitwise_xor_(sign).sub_(sign)
 
 
 def _best(logits: Tensor, edges: list[tuple[slice, Tensor]], k: int) -> Tensor:

@@ -42,14 +42,12 @@ def topk_select(
 
 def _keys(logits: Tensor, column: Tensor, start: Tensor | None, end: Tensor) -> Tensor:
     """One int64 per score, ordered like (score, -column): all differ, so topk meets no ties."""
-    # + 0.0 makes -0.0 equal to 0.0. Floats order like their bits, once those of negatives are
-    # flipped.
-    bits = (logits.float() + 0.0).view(torch.int32)
-    bits ^= (bits >> 31) & _LAST
-    # Room below the least for -column; only a NaN is that small.
-    bits.clamp_(min=-_LAST)
+    # Floats order like their bits, sign and magnitude: -0.0 is 0.0, and a NaN lies beyond infinity
+    # on the side of its sign. By integers alone: a GPU's sums turn every NaN into one.
+    bits = logits.view(torch.int32)
+    magnitude = bits & _LAST
     key = scratch("keys", tuple(logits.shape), torch.int64, logits.device)
-    key.copy_(bits).bitwise_left_shift_(32).sub_(column)
+    key.copy_(torch.where(bits < 0, -magnitude, magnitude)).bitwise_left_shift_(32).sub_(column)
     outside = column >= end
     if start is not None:
         outside |= column < start
