@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dsa_kernels.testing import error
-from dsa_testbed.latents import EAGER, RMS, SCALE
+from dsa_testbed.latents import EAGER, RMS, SCALE, fp32_limit
 
 
 def inputs(
@@ -36,11 +36,12 @@ def check(
 ) -> None:
     """At most EAGER of the error of eager attention in that precision, which rounds scores too."""
     expected = truth(q, k, v, selected)
-    limit = RMS[q.dtype]
-    if q.dtype != torch.float32:
+    if q.dtype == torch.float32:
+        limit = fp32_limit(q, k, selected.shape[1])
+    else:
         scores = (q.transpose(0, 1) @ k.transpose(1, 2) * SCALE).masked_fill(~selected, -torch.inf)
         eager = scores.float().softmax(-1).nan_to_num(0).to(q.dtype) @ v
-        limit = min(limit, EAGER[form] * error(eager.transpose(0, 1), expected).rms)
+        limit = min(RMS[q.dtype], EAGER[form] * error(eager.transpose(0, 1), expected).rms)
     assert out.dtype == q.dtype
     assert error(out, expected).rms <= limit
     assert (out[~selected.any(1)] == 0).all()

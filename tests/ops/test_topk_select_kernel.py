@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dsa_kernels.arch import ARCHS
+from dsa_kernels.arch import ARCHS, arch_of
+from dsa_kernels.launch import launch_config
 from dsa_kernels.topk_select import topk_select, topk_select_slots, topk_slots
 from dsa_testbed.far_apart import far_apart
+from dsa_testbed.kernel_runs import DEVICE
 from dsa_testbed.topk import INT_MAX, expected_rows, int32
 
 pytestmark = [pytest.mark.triton, pytest.mark.usefixtures("poisoned_empty", "kernels_run")]
@@ -39,14 +41,15 @@ def test_offsets_beyond_int32() -> None:
 
 def test_a_k_without_room(kernels_run: list[str]) -> None:
     kernels_run.append("none: refused")
-    with pytest.raises(ValueError, match=r"k: 8193; of rows longer than 16384.*sm80.*at most 8192"):
-        topk_select(torch.randn(1, 16385), 8193, None, int32([9]))
+    arch = arch_of(DEVICE)
+    block = launch_config("topk_select", arch, "select").blocks["BLOCK"]
+    refusal = rf"k: {block}; of rows longer than {block}.*{arch.name}.*at most {block // 2}"
+    with pytest.raises(ValueError, match=refusal):
+        topk_select(torch.randn(1, block + 1), block, None, int32([9]))
 
 
 @pytest.mark.parametrize("name", ARCHS)
 def test_counts_fit_their_half_of_an_int32(name: str, kernels_run: list[str]) -> None:
-    from dsa_kernels.launch import launch_config
-
     kernels_run.append("none: a table")
     assert launch_config("topk_select", ARCHS[name], "select").blocks["BLOCK"] <= 1 << 14
 
