@@ -28,9 +28,14 @@ KERNELS = sorted(
 SM90 = ARCHS["sm90"]
 FAR = 1 << 20  # a stride that is no constant to the compiler, as 1 is, and that int32 holds
 # What may be multiplied in int32: its index ends with a head's values, the selection, the parts of
-# one, a page, a block table's row, or a tile; so the product ends within what one of them spans.
+# one, a page, a block table's row; so the product ends within what one of them spans.
 NEAR = re.compile(r"\w+_[dks]|block_table_b|cache_t")
-NEAR_OF_A_TILE = {"_attend_masked": {"k_n", "v_n"}}
+# A tile's keys; heads that indexer_logits brings together where they lie far apart.
+NEAR_OF_KERNEL = {
+    "_attend_masked": {"k_n", "v_n"},
+    "_score_rows": {"q_h", "weights_h"},
+    "_score_requests": {"q_h", "weights_h"},
+}
 
 
 def strides_of(launch: Launch) -> dict[str, int]:
@@ -49,11 +54,11 @@ def test_far_strides_are_multiplied_in_int64(kernel: str) -> None:
         far = strides_of(launch)
         code = ttir(replace(launch, arguments={**launch.arguments, **far}), SM90)
         assert "arith.muli" in code
-        tile = NEAR_OF_A_TILE.get(launch.kernel.__name__, set())
+        near = NEAR_OF_KERNEL.get(launch.kernel.__name__, set())
         wrapping = {
             factor
             for factor in int32_factors(code)
-            if factor in far and not NEAR.fullmatch(factor) and factor not in tile
+            if factor in far and not NEAR.fullmatch(factor) and factor not in near
         }
         assert not wrapping, name
 

@@ -207,7 +207,16 @@ def _bytes_if_fp8(x: Tensor) -> Tensor:
     return x.view(torch.uint8) if x.dtype == torch.float8_e4m3fn else x
 
 
+def _near_heads(x: Tensor) -> Tensor:
+    """x [T, heads, ...], copied if a head's offset passes int32, in which kernels multiply it.
+
+    In int64 it would spill on sm86, and no layout of a model's queries is as wide.
+    """
+    return x if x.shape[1] * x.stride(1) < 2**31 else x.contiguous()
+
+
 def _queries(q: Tensor, weights: Tensor, arch: Arch) -> dict[str, Any]:
+    q, weights = _near_heads(q), _near_heads(weights)
     return {
         "q": _bytes_if_fp8(q),
         "weights": weights,
@@ -380,7 +389,7 @@ def _load_queries(
 ):
     """Queries [128, rows x heads] and their weights [rows x heads]; zeros for padding."""
     column = tl.arange(0, BLOCK_COLUMNS)
-    row, head = first_row + column // BLOCK_HEADS, (column % BLOCK_HEADS).to(tl.int64)
+    row, head = first_row + column // BLOCK_HEADS, column % BLOCK_HEADS
     is_column = (row < end_row) & (head < heads)
     weight = tl.load(weights + row * weights_t + head * weights_h, mask=is_column, other=0)
     address = q + row * q_t + head * q_h
