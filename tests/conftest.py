@@ -6,7 +6,7 @@ import hashlib
 import os
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
@@ -23,6 +23,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         reason = "no GPU: run with TRITON_INTERPRET=1, as ci/test and `make unit` do"
         for item in kernels:
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
+    """End the session where a kernel's fault has ended the GPU's context.
+
+    CUDA reports it at a later call, and from then on at every one: each further test would fail.
+    """
+    torch = sys.modules.get("torch")
+    if item.get_closest_marker("triton") and torch and torch.cuda.is_available():
+        for _ in range(2):  # what is sticky is reported again
+            try:
+                torch.cuda.synchronize()
+                break
+            except RuntimeError as fault:
+                last = fault
+        else:
+            pytest.exit(f"{item.nodeid} left the GPU unusable, so no test follows: {last}", 1)
+    return (yield)
 
 
 @pytest.fixture(autouse=True)
