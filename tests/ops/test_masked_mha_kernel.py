@@ -38,7 +38,7 @@ def test_offsets_beyond_int32() -> None:
         tensor[:] = torch.randn(tensor.shape)
     selected = torch.rand(3, 40) < 0.5
     masked_mha(q, k, v, chosen(selected, 40), SCALE, out=out)
-    check(out, *(tensor.contiguous() for tensor in (q, k, v)), selected)
+    check(out, q.contiguous(), k.contiguous(), v.contiguous(), selected)
 
 
 def test_no_grid_is_empty(kernels_run: list[str]) -> None:
