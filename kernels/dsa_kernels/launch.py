@@ -69,3 +69,20 @@ def strides(name: str, tensor: Tensor | None, dims: str) -> dict[str, int]:
     """
     steps = (0,) * len(dims) if tensor is None else tensor.stride()
     return {f"{name}_{dim}": step for dim, step in zip(dims, steps, strict=False)}
+
+
+def check_near_heads(**tensors: Tensor) -> None:
+    """Refuse heads, dimension 1, that int32 does not reach from the first: kernels multiply in it.
+
+    In int64 the largest of these kernels spill. Dense rows of a model's heads end far within.
+
+    Raises:
+        ValueError: says which tensor.
+    """
+    for name, tensor in tensors.items():
+        heads, step = tensor.shape[1], tensor.stride(1)
+        if heads * step >= 2**31:
+            raise ValueError(
+                f"{name}: {heads} heads {step} values apart; a row's heads must lie within 2^31 "
+                "values: store them row by row, or take fewer rows a call"
+            )

@@ -30,11 +30,11 @@ FAR = 1 << 20  # a stride that is no constant to the compiler, as 1 is, and that
 # What may be multiplied in int32: its index ends with a head's values, the selection, the parts of
 # one, a page, a block table's row; so the product ends within what one of them spans.
 NEAR = re.compile(r"\w+_[dks]|block_table_b|cache_t")
-# A tile's keys; heads that indexer_logits brings together where they lie far apart.
+# A tile's keys, and heads that `check_near_heads` has seen.
+HEADS = {"q_h", "out_h", "lse_h", "weights_h"}
 NEAR_OF_KERNEL = {
     "_attend_masked": {"k_n", "v_n"},
-    "_score_rows": {"q_h", "weights_h"},
-    "_score_requests": {"q_h", "weights_h"},
+    **dict.fromkeys(("_attend", "_merge", "_score_rows", "_score_requests"), HEADS),
 }
 
 

@@ -91,7 +91,7 @@ def test_fp8_cache_on_a_chip_that_has_e4m3(chip: Any) -> None:
 
 @pytest.mark.parametrize("num_sms", [1, 64])
 def test_offsets_beyond_int32(num_sms: int, chip: Any) -> None:
-    """Of pages, whose tokens lie apart, too, of rows and heads; in one part and in two."""
+    """Of pages, whose tokens lie apart, too, of rows; in one part and in two."""
     chip(replace(arch_of(DEVICE), num_sms=num_sms))
     pages, q, out = far_apart(torch.float16, (16, 600), (2, 576), (2, 512))
     cache = pages[..., :576]
@@ -100,5 +100,8 @@ def test_offsets_beyond_int32(num_sms: int, chip: Any) -> None:
     slots = random_slots(3, 40, torch.arange(32, 48).repeat(3))
     latents = cache.flatten(0, 1)
     check(*sparse_mla(q, cache, slots.int(), SCALE, out=out), q.contiguous(), latents, slots)
-    q, out, slots = q.transpose(0, 1), out.transpose(0, 1), slots[:2]
-    check(*sparse_mla(q, cache, slots.int(), SCALE, out=out), q.contiguous(), latents, slots)
+    for far in ({"out": out.transpose(0, 1)}, {"lse": far_apart(torch.float32, (2,))[0].T}):
+        with pytest.raises(ValueError, match=r"^(out|lse): 3 heads \d+ values apart.*2\^31 values"):
+            sparse_mla(torch.zeros(2, 3, 576).half(), cache, slots[:2], SCALE, **far)
+    with pytest.raises(ValueError, match=r"^q: 3 heads 1073741888 values apart"):
+        sparse_mla(q.transpose(0, 1), cache, slots[:2], SCALE)

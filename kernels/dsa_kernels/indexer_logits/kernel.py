@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dsa_kernels.arch import Arch, arch_of
 from dsa_kernels.dims import INDEX_FP8_BYTES, INDEX_HEAD_DIM
-from dsa_kernels.launch import Launch, launch_config, strides
+from dsa_kernels.launch import Launch, check_near_heads, launch_config, strides
 from dsa_kernels.primitives import dot, e4m3_to_fp16, load_block
 from dsa_kernels.tuning import LaunchConfig
 
@@ -207,16 +207,8 @@ def _bytes_if_fp8(x: Tensor) -> Tensor:
     return x.view(torch.uint8) if x.dtype == torch.float8_e4m3fn else x
 
 
-def _near_heads(x: Tensor) -> Tensor:
-    """x [T, heads, ...], copied if a head's offset passes int32, in which kernels multiply it.
-
-    In int64 it would spill on sm86, and no layout of a model's queries is as wide.
-    """
-    return x if x.shape[1] * x.stride(1) < 2**31 else x.contiguous()
-
-
 def _queries(q: Tensor, weights: Tensor, arch: Arch) -> dict[str, Any]:
-    q, weights = _near_heads(q), _near_heads(weights)
+    check_near_heads(q=q, weights=weights)
     return {
         "q": _bytes_if_fp8(q),
         "weights": weights,

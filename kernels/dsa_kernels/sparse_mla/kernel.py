@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dsa_kernels.arch import Arch, arch_of
 from dsa_kernels.dims import FP8_BLOCK, KV_LORA_RANK, LATENT_DIM, LATENT_FP8_BYTES, LATENT_SCALES
-from dsa_kernels.launch import Launch, launch_config, strides
+from dsa_kernels.launch import Launch, check_near_heads, launch_config, strides
 from dsa_kernels.primitives import decode_e4m3, dot, round_to
 
 _MAX_SPLITS = 32
@@ -62,6 +62,7 @@ def launches(
     k = slots.shape[1]
     if rows == 0 or heads == 0:
         return []
+    check_near_heads(q=q, out=out, lse=lse)
     fp8 = cache.dtype == torch.uint8
     kind = ("fp8" if fp8 else "float", min(64, max(16, triton.next_power_of_2(heads))))
     config = launch_config("sparse_mla", arch, "float32" if q.dtype == torch.float32 else kind)
@@ -191,7 +192,7 @@ def _attend(
     # Blocks of heads of one row are neighbours: they gather the same latents through L2.
     head_blocks = tl.cdiv(heads, BLOCK_H)
     row = (tl.program_id(0) // head_blocks).to(tl.int64)
-    head = (tl.program_id(0) % head_blocks).to(tl.int64) * BLOCK_H + tl.arange(0, BLOCK_H)
+    head = tl.program_id(0) % head_blocks * BLOCK_H + tl.arange(0, BLOCK_H)
     split = tl.program_id(1)
     real_head = head < heads
 
@@ -321,8 +322,7 @@ def _merge(
     BLOCK_D: tl.constexpr,
 ):
     """Grid (rows * heads, 512 / BLOCK_D); parts are [rows, SPLITS, heads, ...], dense."""
-    program = tl.program_id(0).to(tl.int64)
-    row, head = program // heads, program % heads
+    row, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
     dim = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     part = (row * SPLITS + tl.arange(0, SPLITS)) * heads + head
     logs = tl.load(part_lse + part)
