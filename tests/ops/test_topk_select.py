@@ -145,13 +145,16 @@ def test_nan_scores(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nans_of_any_sign_and_payload() -> None:
-    """By sign and magnitude of their bits, as other floats; arithmetic would make them one NaN."""
+    """By sign and magnitude of their bits, as other floats, but that the two least tie.
+
+    Arithmetic would make them one NaN.
+    """
     nans = [0x7FC00000, 0xFFC00000, 0x7FFFFFFF, 0xFFFFFFFF, 0xFFFFFFFE, 0x7F800001, 0xFF800001]
     others = [0x7F800000, 0xFF800000, 0x00000000, 0x80000000, 0x3F800000, 0xBF800000]
     bits = torch.tensor(2 * [*nans, *others])[torch.stack([torch.randperm(26) for _ in range(8)])]
     logits = (bits - (bits >> 31 << 32)).int().view(torch.float32)
     magnitude = bits & 0x7FFFFFFF
-    order = torch.where(bits >> 31 == 1, -magnitude, magnitude).double()
+    order = torch.where(bits >> 31 == 1, -magnitude, magnitude).clamp(min=-0x7FFFFFFE).double()
     start, end = int32([0, 3] * 4), int32([26, 24] * 4)
     for k in range(1, 27):
         result = topk_select(logits, k, start, end)

@@ -15,6 +15,7 @@ from dsa_kernels.workspace import scratch
 
 _NEVER = torch.iinfo(torch.int32).min
 _MAX = torch.iinfo(torch.int32).max
+_LEAST = -_MAX + 1  # of two NaNs, which tie
 _TILE_BYTES = 1 << 20  # of keys; with the masks it fits a core's second-level cache
 
 
@@ -57,7 +58,7 @@ def _keys(logits: Tensor) -> Tensor:
     bits, shape = logits.view(torch.int32), tuple(logits.shape)
     sign = torch.bitwise_right_shift(bits, 31, out=scratch("signs", shape, bits.dtype, bits.device))
     key = torch.bitwise_and(bits, _MAX, out=scratch("scores", shape, bits.dtype, bits.device))
-    return key.bitwise_xor_(sign).sub_(sign)
+    return key.bitwise_xor_(sign).sub_(sign).clamp_(min=_LEAST)
 
 
 def _best(logits: Tensor, edges: list[tuple[slice, Tensor]], k: int) -> Tensor:

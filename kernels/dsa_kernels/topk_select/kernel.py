@@ -293,8 +293,9 @@ def _select(
 def _ordered(value):
     """fp32 -> uint32 >= 1 in the same order, -0.0 equal to 0.0, NaN beyond infinity by its sign."""
     bits = value.to(tl.uint32, bitcast=True)
-    magnitude = bits & 0x7FFFFFFF
-    return tl.where(bits < 0x80000000, 0x80000000 + magnitude, 0x80000000 - magnitude)
+    bits = tl.where(bits == 0x80000000, 0, bits)
+    bits ^= tl.where(bits < 0x80000000, 0x80000000, 0xFFFFFFFF).to(tl.uint32)
+    return tl.maximum(bits, 1)  # of two NaNs, which tie
 
 
 @triton.jit

@@ -9,6 +9,7 @@ from dsa_kernels.workspace import TILE_BYTES, scratch
 
 _NEVER = torch.iinfo(torch.int64).min
 _LAST = torch.iinfo(torch.int32).max
+_LEAST = -_LAST + 1  # of two NaNs, which tie
 
 
 def topk_select(
@@ -46,8 +47,9 @@ def _keys(logits: Tensor, column: Tensor, start: Tensor | None, end: Tensor) -> 
     # on the side of its sign. By integers alone: a GPU's sums turn every NaN into one.
     bits = logits.view(torch.int32)
     magnitude = bits & _LAST
+    signed = torch.where(bits < 0, -magnitude, magnitude).clamp_(min=_LEAST)
     key = scratch("keys", tuple(logits.shape), torch.int64, logits.device)
-    key.copy_(torch.where(bits < 0, -magnitude, magnitude)).bitwise_left_shift_(32).sub_(column)
+    key.copy_(signed).bitwise_left_shift_(32).sub_(column)
     outside = column >= end
     if start is not None:
         outside |= column < start
