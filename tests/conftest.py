@@ -33,14 +33,14 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
     """
     torch = sys.modules.get("torch")
     if item.get_closest_marker("triton") and torch and torch.cuda.is_available():
-        for _ in range(2):  # what is sticky is reported again
+        faults = []
+        for _ in range(2):
             try:
                 torch.cuda.synchronize()
-                break
             except RuntimeError as fault:
-                last = fault
-        else:
-            pytest.exit(f"{item.nodeid} left the GPU unusable, so no test follows: {last}", 1)
+                faults.append(fault)
+        if len(faults) == 2:  # what is sticky is reported again
+            pytest.exit(f"{item.nodeid} left the GPU unusable, so no test follows: {faults[1]}", 1)
     return (yield)
 
 

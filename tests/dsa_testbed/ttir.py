@@ -34,7 +34,8 @@ def ttir(launch: Launch, arch: Arch) -> str:
     from triton._C.libtriton import ir
     from triton.compiler import make_backend
 
-    backend, source = make_backend(arch.target), compile_script().source(launch, arch)
+    backend: Any = make_backend(arch.target)
+    source = compile_script().source(launch, arch)
     options = backend.parse_options(dict(launch.config.compile_options))
     context = ir.context()
     stages: dict[str, Any] = {}
