@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dsa_plugin.planning.measured import MeasuredKernels
 
 # Of a clone; an installed package has none.
-_MEASURED = Path(__file__).resolve().parents[2] / "benchmarks" / "kernels.json"
+_MEASURED = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 
 
 def plan(
@@ -55,7 +55,7 @@ def plan(
     kernels: Annotated[
         Path | None,
         typer.Option(
-            help="kernels.json that benchmarks/kernels.py wrote on such a GPU.",
+            help="Results that benchmarks/kernels.py wrote on such a GPU.",
             exists=True,
             dir_okay=False,
         ),
@@ -65,8 +65,8 @@ def plan(
 ) -> None:
     """Size, time and cost of serving MODEL, from its config.json alone.
 
-    Exact: parameters, weight and cache bytes. Estimated: activations, and all times, by a roofline
-    of the GPU's published peaks, without communication or overhead.
+    Exact: parameters, weight and cache bytes. Estimated: activations, and all times, from kernels
+    that were measured on an H100, or by the roofline, without communication or overhead.
 
     Exits with 1 where not one request of --context fits.
     """
@@ -100,7 +100,7 @@ def plan(
         memory_utilization=memory_utilization,
         prefill_chunk=prefill_chunk,
     )
-    result = make_plan(deployment, Rates(kind, _measured(kind, kernels)), gpu_hour_price)
+    result = make_plan(deployment, Rates(kind, _figures(kind, kernels)), gpu_hour_price)
     if plot is not None:
         from dsa_plugin.cli.plan_figure import draw
 
@@ -115,21 +115,22 @@ def plan(
         raise typer.Exit(1)
 
 
-def _measured(gpu: Gpu, path: Path | None) -> MeasuredKernels | None:
-    """The measured kernels of that GPU: `path`, or the repository's where they are of such a one.
+def _figures(gpu: Gpu, path: Path | None) -> tuple[MeasuredKernels, ...]:
+    """Measured kernels: `path`, or the repository's that are of that GPU; then the shipped.
 
     Raises:
         ValueError: `path` was measured on another.
     """
-    from dsa_plugin.planning.measured import MeasuredKernels
+    from dsa_plugin.planning.measured import SHIPPED, MeasuredKernels
 
-    if path is None and not _MEASURED.exists():
-        return None
-    measured = MeasuredKernels.load(path or _MEASURED)
-    if measured.fits(gpu):
-        return measured
+    shipped = MeasuredKernels.load(SHIPPED)
     if path is None:
-        return None
+        files = [file for file in sorted(_MEASURED.glob("*.json")) if MeasuredKernels.are_in(file)]
+        every = map(MeasuredKernels.load, files)
+        return *(each for each in every if each.fits(gpu)), shipped
+    measured = MeasuredKernels.load(path)
+    if measured.fits(gpu):
+        return measured, shipped
     raise ValueError(
         f"{path} was measured on {measured.device}, not on {gpu.name} ({gpu.device}); leave "
         "--kernels out, or name the --gpu that it is of"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -12,10 +14,11 @@ from dsa_plugin.planning.plan import Caches, Plan
 
 Titled = tuple[str, Table]  # rich would wrap a table's own title at the table's width
 
+_SIZES = re.compile(r"\d+K|\d+ rows")  # of a case's name
 _ESTIMATE = (
-    "Exact: parameters, weights, cache bytes. Estimated: activations, and every time and cost. Not "
-    "counted: CUDA context and graphs, communication between GPUs, and what kernels fall short of "
-    "the roofline."
+    "Exact: parameters, weights, cache bytes. Estimated: activations, and every time and cost, "
+    "which are sums over ops. Not counted: CUDA context and graphs, communication between GPUs, "
+    "and what a host does between these ops."
 )
 
 
@@ -31,11 +34,13 @@ def show(plan: Plan) -> None:
         _prefill(plan),
         _cost(plan),
         _published(plan),
+        _kernels(plan),
     ):
         console.print(f"\n{title}")
         console.print(table)
     console.print(f"\n{BASIS}.", soft_wrap=True)
-    console.print(f"Times from: {plan.figures}.", soft_wrap=True)
+    for sentence in plan.figures:
+        console.print(f"{sentence}.", soft_wrap=True)
     console.print(_ESTIMATE, soft_wrap=True)
 
 
@@ -127,9 +132,9 @@ def _cost(plan: Plan) -> Titled:
 
 
 def _published(plan: Plan) -> Titled:
-    title = "DeepSeek's published dollars (V3.2, H800 at 2), and this estimate of them"
+    title = "DeepSeek's published dollars (V3.2, H800 at 2), and the roofline's of them"
     table = _table()
-    _columns(table, "stage", "attention", "position", "published", "estimate", "published is")
+    _columns(table, "stage", "attention", "position", "published", "roofline", "published is")
     for row in plan.published:
         table.add_row(
             row.stage,
@@ -139,6 +144,26 @@ def _published(plan: Plan) -> Titled:
             f"{row.estimate:.3f}",
             f"{row.dollars / row.estimate:.1f} x",
         )
+    return title, table
+
+
+def _kernels(plan: Plan) -> Titled:
+    decode, prefill = (
+        next(row for row in plan.kernels if row.stage == stage) for stage in ("decode", "prefill")
+    )
+    title = f"One layer at {plan.context:,}: {decode.requests} decode(s), a prompt's last chunk"
+    table = _table()
+    table.add_column()
+    table.add_column("us", justify="right")
+    table.add_column("of roofline", justify="right")
+    table.add_column("by")
+    table.add_column("cases")
+    for row in plan.kernels:
+        if row in (decode, prefill):
+            table.add_row(f"{row.stage}:")
+        cases = (", ".join(_SIZES.findall(each.case)) or each.case for each in row.measured)
+        share = f"{row.roofline_fraction:.1%}"
+        table.add_row(f"  {row.op}", _short(row.us), share, row.basis, "; ".join(cases))
     return title, table
 
 

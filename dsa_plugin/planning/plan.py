@@ -14,9 +14,17 @@ from dsa_plugin.planning.cost import (
     published_estimate,
 )
 from dsa_plugin.planning.deployment import Deployment
-from dsa_plugin.planning.roofline import Rates, StepTime, prompt_seconds, step_time
+from dsa_plugin.planning.gpus import Gpu
+from dsa_plugin.planning.roofline import (
+    Rates,
+    StepTime,
+    Timed,
+    peak_seconds,
+    prompt_seconds,
+    step_time,
+)
 from dsa_plugin.planning.weight_kernels import weights_note
-from dsa_plugin.planning.work import Batch
+from dsa_plugin.planning.work import Batch, Stage, Work, layer_work
 
 CONTEXTS = tuple(2048 * 4**n for n in range(5))
 BATCHES = (1, 16)
@@ -121,8 +129,45 @@ class Cost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeasuredCase:
+    """A time that a kernel's is computed from; "": not known."""
+
+    case: str
+    us: float
+    device: str
+    date: str
+    triton: str
+    config: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """One op of one layer that has an indexer, in a decode step or a prompt's last chunk.
+
+    Attributes:
+        requests: of an attention rank; decode: as many as fit, up to the most that run at once.
+        form: which of its kernels, where it has several.
+        us: all its calls.
+        roofline_fraction: of the GPU's published peaks.
+        basis: measured, estimate or roofline.
+        measured: the cases that it is from.
+    """
+
+    stage: str
+    context: int
+    requests: int
+    op: str
+    form: str
+    us: float
+    roofline_fraction: float
+    basis: str
+    measured: list[MeasuredCase]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Published:
-    """A cost that DeepSeek published, and this estimate for its machines, load and price."""
+    """A cost that DeepSeek published, and the roofline's for its machines, load and price."""
 
     stage: str
     attention: str
@@ -138,7 +183,8 @@ class Plan:
     Attributes:
         weights_note: what hosts do with weights that the GPU cannot multiply as they are.
         fits_with: GPUs that would do: these, or more of them; None: not with many more either.
-        figures: what the times are computed from.
+        kernels: where the time goes, and what each op's is computed from.
+        figures: the sources of times, in words.
     """
 
     model: Model
@@ -159,7 +205,8 @@ class Plan:
     prefill: list[Prefill]
     cost: list[Cost]
     published: list[Published]
-    figures: str
+    kernels: list[Kernel]
+    figures: list[str]
 
 
 def make_plan(d: Deployment, rates: Rates, gpu_hour_price: float) -> Plan:
@@ -195,6 +242,7 @@ def make_plan(d: Deployment, rates: Rates, gpu_hour_price: float) -> Plan:
             )
             for point in PUBLISHED
         ],
+        kernels=[*_kernels(d, rates, "decode"), *_kernels(d, rates, "prefill")],
         figures=rates.describe(),
     )
 
@@ -281,6 +329,49 @@ def _cost(d: Deployment, rates: Rates, context: int, price: float) -> Cost:
         prefill_dense=prefill_dollars(d, rates, context, "dense", price),
         decode=decode_dollars(d, rates, context, "dsa", price),
         decode_dense=decode_dollars(d, rates, context, "dense", price),
+    )
+
+
+def _kernels(d: Deployment, rates: Rates, stage: Stage) -> list[Kernel]:
+    requests, queries = 1, min(d.prefill_chunk, d.context)
+    if stage == "decode":
+        requests, queries = max(1, min(MOST_REQUESTS, d.requests_per_rank(d.context))), 1
+    batch = Batch(stage, requests, queries, d.context)
+    indexing = [layer for layer, kind in enumerate(d.model.indexer_types) if kind == "full"]
+    dense_mlp = indexing[-1] < d.model.first_k_dense_replace
+    found: dict[tuple[str, str], list[tuple[Work, Timed]]] = {}
+    for work in layer_work(d, batch, "dsa", dense_mlp=dense_mlp, indexer=True):
+        found.setdefault((work.op, work.form), []).append((work, rates.time(work)))
+    return [
+        _kernel(batch, d.gpu, [work for work, _ in timed], [time for _, time in timed])
+        for timed in found.values()
+    ]
+
+
+def _kernel(batch: Batch, gpu: Gpu, works: list[Work], times: list[Timed]) -> Kernel:
+    seconds = sum(time.seconds for time in times)
+    rows = dict.fromkeys(row for time in times for row in time.rows)
+    return Kernel(
+        stage=batch.stage,
+        context=batch.context,
+        requests=batch.requests,
+        op=works[0].op,
+        form=works[0].form,
+        us=seconds * 1e6,
+        roofline_fraction=sum(work.calls * peak_seconds(gpu, work) for work in works) / seconds,
+        basis=times[0].basis,
+        measured=[
+            MeasuredCase(
+                case=row.case,
+                us=row.seconds * 1e6,
+                device=row.device,
+                date=row.date,
+                triton=row.triton,
+                config=row.config,
+                source=row.source,
+            )
+            for row in rows
+        ],
     )
 
 

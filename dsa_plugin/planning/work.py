@@ -1,8 +1,8 @@
 """FLOPs and bytes of one decode step or prefill chunk on one GPU, op by op.
 
-Traffic: weights, caches and logits once, but each row's selected latents anew. Intermediates and
-communication between GPUs are left out. A multiply-add is two FLOPs. Ops are called as in
-dsa_kernels.
+Traffic: weights, caches and logits once; latents once for each request that selects them, and what
+is expanded from them. Other intermediates and communication between GPUs are left out. A
+multiply-add is two FLOPs. Ops are called as in dsa_kernels.
 """
 
 from __future__ import annotations
@@ -12,28 +12,44 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from dsa_kernels.dims import KV_LORA_RANK, LATENT_DIM
-from dsa_plugin.planning.deployment import Deployment
+from dsa_plugin.planning.deployment import PAGE, Deployment
+from dsa_plugin.planning.forms import (
+    indexer_logits_form,
+    masked_mha_form,
+    sparse_mla_form,
+    topk_select_form,
+)
 from dsa_plugin.planning.sizes import (
     INDEX_BYTES,
     LATENT_BYTES,
     Attention,
+    CacheDtype,
     Weight,
     layer_weights,
 )
 from dsa_plugin.planning.weight_kernels import is_weight_only
 
+_TILE_HEADS = 16  # matrix units multiply so many rows at least
 Precision = Literal["bf16", "fp8"]
 Stage = Literal["prefill", "decode"]
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one op has to do."""
+    """What one op has to do.
+
+    Attributes:
+        flops, bytes: of one call.
+        form: which of the op's kernels does it (forms.py); "": a host's, or the op has one.
+        calls: how many there are.
+    """
 
     op: str
     flops: float
     bytes: float
     precision: Precision
+    form: str = ""
+    calls: int = 1
 
 
 @dataclass(frozen=True)
@@ -61,30 +77,66 @@ class Batch:
         """Tokens that a row sees, on average."""
         return self.context - (self.queries - 1) / 2
 
+    def selected(self, topk: int) -> float:
+        """Tokens that a row selects, on average."""
+        first = self.context - self.queries + 1
+        short = max(0, min(self.context, topk) - first + 1)  # rows that see no more than topk
+        seen = short * (first + (short - 1) / 2)
+        return (seen + (self.queries - short) * topk) / self.queries
+
 
 def attention_core(d: Deployment, batch: Batch, kind: Attention, *, indexer: bool) -> list[Work]:
-    """What DSA replaces: attention proper, with indexer and selection where the layer has them.
-
-    DSA attends to a prefill whose context is not long as dense attention would, with a mask.
-    """
+    """What DSA replaces: attention proper and the caches' writes, indexer and selection."""
+    rows = batch.rows
+    written = LATENT_BYTES["bf16"] + LATENT_BYTES[d.kv_dtype] + 4 * d.model.qk_rope_head_dim
+    write = Work("latent_cache_write", 0, rows * written, "bf16", d.kv_dtype)
     if kind == "dense":
-        return [_dense(d, batch)]
-    attend = _sparse(d, batch)
-    if batch.stage == "prefill":
-        masked = replace(_dense(d, batch), op="masked_mha")
-        attend = min(attend, masked, key=_cost)
-    return [*(_select(d, batch) if indexer else ()), attend]
+        return [write, _dense(d, batch)]
+    ops = [write, *(_index_writes(d, batch) if indexer else ())]
+    for part in _parts(d, batch):
+        if indexer:
+            ops += _select(d, part)
+        ops += _attend(d, part)
+    return ops
+
+
+def is_masked(d: Deployment, chunk: Batch) -> bool:
+    """`dsa_kernels.sparse_mla.masked_is_faster`, on a GPU."""
+    model, heads = d.model, _heads(d)
+    project = KV_LORA_RANK * (model.qk_nope_head_dim + model.v_head_dim)
+    width = model.qk_nope_head_dim + model.qk_rope_head_dim
+    masked = heads * chunk.context * (project + chunk.queries * (width + model.v_head_dim))
+    latent = max(heads * (LATENT_DIM + KV_LORA_RANK), 32 * LATENT_BYTES[d.kv_dtype])
+    selected = min(model.index_topk, chunk.context)
+    return chunk.queries * (heads * project + selected * latent) - masked >= 10**10
+
+
+def is_decoded_first(d: Deployment, chunk: Batch) -> bool:
+    """`dsa_kernels.sparse_mla.decoding_first_is_faster`, on a GPU, where the workspace has room."""
+    keys = _whole_pages(chunk.context)
+    if d.kv_dtype != "fp8" or keys * LATENT_BYTES["bf16"] > d.workspace_bytes:
+        return False
+    return 5 * (keys + 4096) <= 2 * chunk.queries * min(d.model.index_topk, keys)
 
 
 def layer_work(
     d: Deployment, batch: Batch, kind: Attention, *, dense_mlp: bool, indexer: bool
 ) -> list[Work]:
     """All of one layer."""
+    return [
+        *attention_core(d, batch, kind, indexer=indexer),
+        *weights_work(d, batch, kind, dense_mlp=dense_mlp, indexer=indexer),
+    ]
+
+
+def weights_work(
+    d: Deployment, batch: Batch, kind: Attention, *, dense_mlp: bool, indexer: bool
+) -> list[Work]:
+    """One layer's products with its weights."""
     weights = layer_weights(d.model, dense=dense_mlp, indexer=indexer and kind == "dsa")
     local = [weight for weight in weights if weight.split != "expert"]
     experts = [weight for weight in weights if weight.split == "expert"]
     return [
-        *attention_core(d, batch, kind, indexer=indexer),
         _linear("projections", d, local, batch.rows),
         *([_experts(d, experts, batch.rows)] if experts else ()),
     ]
@@ -97,34 +149,118 @@ def head_work(d: Deployment, batch: Batch) -> Work:
     return _linear("head", d, [head], rows, precision="bf16")
 
 
+def _parts(d: Deployment, batch: Batch) -> Iterator[Batch]:
+    """A decode as it is; of prefills, the chunks whose logits fit the workspace (split_prefill)."""
+    if batch.stage == "decode":
+        yield batch
+        return
+    most = max(1, d.workspace_bytes // (4 * batch.context))
+    for done in range(0, batch.queries, most):
+        size = min(most, batch.queries - done)
+        yield replace(batch, queries=size, context=batch.context - batch.queries + done + size)
+
+
+def _index_writes(d: Deployment, batch: Batch) -> Iterator[Work]:
+    model, rows = d.model, batch.rows
+    key = 2 * model.index_head_dim + INDEX_BYTES[d.index_dtype]
+    yield Work("index_cache_write", 0, rows * (key + 256), "bf16", d.index_dtype)
+    if _scores(d, batch):
+        value = 2 + (1 if d.index_dtype == "fp8" else 2)
+        head = model.index_head_dim * value + 6  # and its weight, read and written
+        nbytes = rows * (model.index_n_heads * head + 256)
+        yield Work("index_query", 0, nbytes, "bf16", d.index_dtype)
+
+
+def _scores(d: Deployment, batch: Batch) -> bool:
+    """Whether some tokens are not selected; the graph of a decode is for the longest context."""
+    context = d.context if batch.stage == "decode" else batch.context
+    return max(context, batch.context) > d.model.index_topk
+
+
 def _select(d: Deployment, batch: Batch) -> Iterator[Work]:
     model = d.model
-    if batch.context <= model.index_topk:
-        return  # everything is selected, nothing is scored
-    logits = 4 * batch.rows * batch.keys
+    if not _scores(d, batch):
+        return
+    decodes = batch.stage == "decode"
+    calls, requests = (1, batch.requests) if decodes else (batch.requests, 1)
+    rows = requests * batch.queries
+    keys = requests * batch.context * INDEX_BYTES[d.index_dtype]
+    logits = 4 * rows * batch.keys
     in_fp8 = d.index_dtype == "fp8" and d.gpu.fp8_tflops is not None  # else decoded to bf16
+    if not decodes:
+        yield Work("gather_index_keys", 0, 2 * keys, "bf16", d.index_dtype, calls)
     yield Work(
         "indexer_logits",
-        2 * batch.rows * model.index_n_heads * batch.keys * model.index_head_dim,
-        batch.requests * batch.context * INDEX_BYTES[d.index_dtype] + logits,
+        2 * rows * model.index_n_heads * batch.keys * model.index_head_dim,
+        keys + logits,
         "fp8" if in_fp8 else "bf16",
+        indexer_logits_form(batch.stage, d.index_dtype, model.index_n_heads),
+        calls,
     )
-    yield Work("topk_select", 0, logits + 4 * batch.rows * model.index_topk, "bf16")
+    columns = max(d.context, batch.context) if decodes else batch.context
+    nbytes = logits + 4 * rows * model.index_topk
+    yield Work("topk_select", 0, nbytes, "bf16", topk_select_form(columns), calls)
 
 
-def _sparse(d: Deployment, batch: Batch) -> Work:
-    selected = batch.rows * min(d.model.index_topk, batch.keys)
+def _attend(d: Deployment, batch: Batch) -> list[Work]:
+    """DSA: in whichever of its forms the plugin attends."""
+    if batch.stage == "decode":
+        return [_sparse(d, batch, d.kv_dtype, 1)]
+    if is_masked(d, batch):
+        return _masked(d, batch)
+    if is_decoded_first(d, batch):
+        gather = _gather_latents(d, _whole_pages(batch.context), batch.requests)
+        return [gather, _sparse(d, batch, "bf16", batch.requests)]
+    return [_sparse(d, batch, d.kv_dtype, batch.requests)]
+
+
+def _sparse(d: Deployment, batch: Batch, latents: CacheDtype, calls: int) -> Work:
+    """Rows of one request select from the same latents, which stay in the second-level cache."""
+    rows, heads = batch.rows // calls, max(_TILE_HEADS, _heads(d))
+    selected = rows * batch.selected(d.model.index_topk)
+    read = selected if batch.stage == "decode" else min(selected, batch.context)
     return Work(
         "sparse_mla",
-        2 * selected * _heads(d) * (LATENT_DIM + KV_LORA_RANK),
-        selected * LATENT_BYTES[d.kv_dtype],
+        2 * selected * heads * (LATENT_DIM + KV_LORA_RANK),
+        read * LATENT_BYTES[latents],
         "bf16",
+        sparse_mla_form(latents, heads),
+        calls,
     )
 
 
-def _cost(attend: Work) -> float:
-    """What the plugin compares: FLOPs, of which a byte gathered is worth 64 (masked_is_faster)."""
-    return max(attend.flops, 64 * attend.bytes)
+def _masked(d: Deployment, batch: Batch) -> list[Work]:
+    """Keys and values are expanded from a request's latents; then dense attention with a mask."""
+    model, heads, keys = d.model, _heads(d), batch.context
+    width, v_width = model.qk_nope_head_dim + model.qk_rope_head_dim, model.v_head_dim
+    expanded = 2 * heads * keys * (width + v_width)
+    return [
+        _gather_latents(d, keys, batch.requests),
+        Work(
+            "expand",
+            2 * keys * KV_LORA_RANK * heads * (model.qk_nope_head_dim + v_width),
+            keys * LATENT_BYTES["bf16"] + expanded,
+            "bf16",
+            calls=batch.requests,
+        ),
+        Work(
+            "masked_mha",
+            2 * batch.queries * batch.keys * heads * (width + v_width),
+            expanded + 2 * heads * batch.queries * (width + v_width),
+            "bf16",
+            masked_mha_form(width),
+            batch.requests,
+        ),
+    ]
+
+
+def _gather_latents(d: Deployment, keys: int, calls: int) -> Work:
+    nbytes = keys * (LATENT_BYTES[d.kv_dtype] + LATENT_BYTES["bf16"])
+    return Work("gather_latents", 0, nbytes, "bf16", d.kv_dtype, calls)
+
+
+def _whole_pages(keys: int) -> int:
+    return -(-keys // PAGE) * PAGE
 
 
 def _dense(d: Deployment, batch: Batch) -> Work:

@@ -14,6 +14,7 @@ from dsa_plugin import cli
 from dsa_plugin.cli import plan as plan_module
 from dsa_plugin.cli.model_config import find_model
 from dsa_plugin.planning.gpus import find_gpu
+from dsa_plugin.planning.measured import SHIPPED
 from dsa_testbed.checkpoint import make_checkpoint
 
 
@@ -73,9 +74,13 @@ def test_tables(dsa: Dsa) -> None:
     assert "tokens of 40,016 + 8,052 bytes" in out
     for title in ("Memory of one GPU", "Decode", "Prefill", "Dollars", "DeepSeek's published"):
         assert title in out
-    assert "h200's published peaks (https://www.nvidia.com" in out
+    assert "One layer at 131,072: 5 decode(s), a prompt's last chunk" in out
+    assert (
+        "estimate: H100's measured efficiency on this chip's roofline, of h200's published" in out
+    )
+    assert "measured:" not in out
     assert "Decode at a context: a plan has every request there, as many as fit; DeepSeek's" in out
-    assert "Estimated: activations, and every time and cost." in out
+    assert "Estimated: activations, and every time and cost, which are sums" in out
 
 
 def test_json(dsa: Dsa) -> None:
@@ -137,23 +142,45 @@ def test_bad_input_is_one_line(dsa: Dsa, args: tuple[str, ...], message: str) ->
 def test_measured_kernels_are_of_the_gpu_named(
     dsa: Dsa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = {"op": "sparse_mla", "flops": 1e9, "bytes": 1e6, "roofline_fraction": 0.5}
+    case = "decode 32K, 1 rows, 64 heads, fp8"
+    row = {"op": "sparse_mla", "case": case, "flops": 1e9, "bytes": 1e6, "us": 20.0}
     content = {
         "device": "NVIDIA H200",
         "date": "2026-11-25",
         "roofline": {"bandwidth": 4.3e12, "flops": 790e12},
         "rows": [row],
     }
-    path = tmp_path / "kernels.json"
-    path.write_text(json.dumps(content))
+    path = tmp_path / "h200.json"
+    path.write_text(json.dumps({"kernels": content}))
+    (tmp_path / "a100.json").write_text('{"layer": {"rows": []}}')
     out = dsa("plan", "GLM-5.2-FP8", *H200, "--kernels", str(path)).out
-    assert "sparse_mla measured on NVIDIA H200, 2026-11-25" in out
+    assert (
+        f"measured: sparse_mla, on NVIDIA H200, 2026-11-25, {path}; estimate: another form" in out
+    )
+    assert "estimate: H100's measured efficiency" in out
     other = ("plan", "GLM-5.2-FP8", "--gpu", "b200", "--count", "8")
     assert "was measured on NVIDIA H200, not on b200" in dsa(*other, "--kernels", str(path)).err
-    # Unasked, the repository's file serves only the GPU that it is of.
-    monkeypatch.setattr(plan_module, "_MEASURED", path)
-    assert plan_module._measured(find_gpu("h200"), None) is not None
-    assert plan_module._measured(find_gpu("b200"), None) is None
+    # Unasked, a file of the repository serves only the GPU that it is of.
+    monkeypatch.setattr(plan_module, "_MEASURED", tmp_path)
+    shipped = plan_module._figures(find_gpu("b200"), None)
+    assert [each.path for each in shipped] == [SHIPPED]
+    own, *rest = plan_module._figures(find_gpu("h200"), None)
+    assert own.path == path
+    assert [each.path for each in rest] == [SHIPPED]
+
+
+def test_an_h100s_times_are_measured(dsa: Dsa) -> None:
+    args = ("plan", "DeepSeek-V3.2", "--gpu", "h100", "--count", "16", "--dp", "16")
+    out = dsa(*args, "--kv-dtype", "fp8").out
+    assert "measured: " in out
+    assert "on NVIDIA H100 80GB HBM3, 2026-11-2" in out
+    assert "estimate: H100" not in out
+    assert "roofline: every other op, dense attention too, by h100's published peaks" in out
+    plan = json.loads(dsa(*args, "--kv-dtype", "fp8", "--json").out)
+    basis = {row["op"]: row["basis"] for row in plan["kernels"]}
+    assert (basis["sparse_mla"], basis["experts"]) == ("measured", "roofline")
+    [case] = next(row for row in plan["kernels"] if row["op"] == "sparse_mla")["measured"]
+    assert set(case) == {"case", "us", "device", "date", "triton", "config", "source"}
 
 
 def test_a_folder(dsa: Dsa) -> None:

@@ -1,16 +1,18 @@
-"""Times and costs of a plan: the roofline, measured kernels in its place, published costs.
+"""Times and costs of a plan by the roofline, beside published costs.
 
 The expected times are of a roofline that was worked out by hand, op by op, for a H200 at 4.3 TB/s,
 790 TFLOPS in bf16 and twice that in fp8.
 """
 
-import json
+from collections import Counter, defaultdict
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from dsa_kernels.sparse_mla import api
+from dsa_plugin.attention.metadata import split_prefill
 from dsa_plugin.planning.cost import (
     PUBLISHED,
     Published,
@@ -19,11 +21,17 @@ from dsa_plugin.planning.cost import (
     published_estimate,
 )
 from dsa_plugin.planning.gpus import find_gpu
-from dsa_plugin.planning.measured import MeasuredKernels
+from dsa_plugin.planning.model import ModelShape
 from dsa_plugin.planning.plan import Layout, make_plan
 from dsa_plugin.planning.roofline import Rates, prompt_seconds, step_time
-from dsa_plugin.planning.sizes import Attention
-from dsa_plugin.planning.work import Batch, attention_core, layer_work
+from dsa_plugin.planning.sizes import Attention, CacheDtype
+from dsa_plugin.planning.work import (
+    Batch,
+    attention_core,
+    is_decoded_first,
+    is_masked,
+    layer_work,
+)
 from dsa_testbed.deployments import GLM_5, GLM_5_2, V32, deployment
 
 H200 = find_gpu("h200")
@@ -32,8 +40,10 @@ K = 1024
 
 
 def microseconds(batch: Batch, kind: Attention = "dsa", **keys: Any) -> dict[str, float]:
-    work = attention_core(deployment(**keys), batch, kind, indexer=True)
-    return {w.op: Rates(ROUND).seconds(w) * 1e6 for w in work}
+    us: dict[str, float] = defaultdict(float)
+    for work in attention_core(deployment(**keys), batch, kind, indexer=True):
+        us[work.op] += Rates(ROUND).seconds(work) * 1e6
+    return us
 
 
 @pytest.mark.parametrize(
@@ -68,31 +78,116 @@ def test_prefill_of_a_chunk() -> None:
     assert us["indexer_logits"] == pytest.approx(5480, rel=0.01)
     assert us["sparse_mla"] == pytest.approx(2960, rel=0.01)
     assert microseconds(chunk, "dense")["dense_mha"] == pytest.approx(54_800 + 5570, rel=0.01)
-    # Eight ranks share the heads, not the indexer; then gathering is slower than multiplying.
+    # Eight ranks share the heads, not the indexer.
     us = microseconds(chunk, tp=8, dp=1)
     assert us["indexer_logits"] == pytest.approx(5480, rel=0.01)
-    assert us["sparse_mla"] == pytest.approx(1280, rel=0.03)
+    assert us["sparse_mla"] == pytest.approx(2960 / 8, rel=0.01)
+
+
+def test_a_matrix_unit_multiplies_16_heads_at_least() -> None:
+    decode = Batch("decode", 32, 1, 32 * K)
+    assert attention_core(deployment(tp=8, dp=1), decode, "dsa", indexer=True)[-1].flops == (
+        attention_core(deployment(GLM_5, tp=8, dp=1), decode, "dsa", indexer=True)[-1].flops
+    )
 
 
 def test_a_short_prefill_is_masked() -> None:
-    """As long as dense attention; where the two forms cross follows from their products."""
+    """As dense attention, and as long, once the latents are there to expand."""
     short = Batch("prefill", 1, 4 * K, 4 * K)
-    assert microseconds(short)["masked_mha"] == microseconds(short, "dense")["dense_mha"]
-    gathered = 2048 * (576 + 512) * 4 * K
-    for context, op in ((6 * K, "masked_mha"), (10 * K, "sparse_mla")):
-        pairs = (context - (4 * K - 1) / 2) * 4 * K
-        masked = pairs * (192 + 128) + context * 512 * (128 + 128)
-        assert (masked < gathered) == (op == "masked_mha")
-        assert op in microseconds(Batch("prefill", 1, 4 * K, context))
-    # Gathering, which few heads wait for, makes the other form pay for longer.
-    longer = Batch("prefill", 1, 4 * K, 14 * K)
-    assert "masked_mha" in microseconds(longer, tp=8, dp=1, kv_dtype="bf16")
-    assert "sparse_mla" in microseconds(longer, tp=8, dp=1, kv_dtype="fp8")
+    us = microseconds(short)
+    dense = microseconds(short, "dense")["dense_mha"]
+    assert us["masked_mha"] + us["expand"] == pytest.approx(dense, rel=0.01)
+    assert us["gather_latents"] == pytest.approx(4 * K * (656 + 1152) / 4.3e6)
+    assert "sparse_mla" not in us
+
+
+def test_fp8_latents_of_a_longer_prefill_are_decoded_first() -> None:
+    chunk = Batch("prefill", 1, 4 * K, 32 * K)
+    ops = {w.op: w for w in attention_core(deployment(), chunk, "dsa", indexer=True)}
+    assert ops["gather_latents"].bytes == 32 * K * (656 + 1152)
+    assert ops["sparse_mla"].form == "bf16, 64 heads"
+    assert ops["sparse_mla"].bytes == 32 * K * 1152
+    in_bf16 = attention_core(deployment(kv_dtype="bf16"), chunk, "dsa", indexer=True)
+    assert "gather_latents" not in {w.op for w in in_bf16}
+    few = Batch("prefill", 1, 40, 32 * K)
+    ops = {w.op: w for w in attention_core(deployment(), few, "dsa", indexer=True)}
+    assert "gather_latents" not in ops
+    assert ops["sparse_mla"].form == "fp8, 64 heads"
+    assert ops["sparse_mla"].bytes == 32 * K * 656
+
+
+@pytest.mark.parametrize("tp", [1, 8])
+@pytest.mark.parametrize("kv_dtype", ["bf16", "fp8"])
+@pytest.mark.parametrize("model", [V32, GLM_5], ids=lambda model: model.name)
+def test_forms_are_the_plugins_own(
+    model: ModelShape, kv_dtype: CacheDtype, tp: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "use_triton", lambda _: True)
+    d = deployment(model, kv_dtype=kv_dtype, tp=tp, dp=8 // tp)
+    entry = {"bf16": torch.empty(1, 64, 576).bfloat16(), "fp8": torch.empty(1, 64, 656).byte()}
+    cache, chosen = entry[kv_dtype], Counter[tuple[bool, bool]]()
+    for rows in (16, 40, 64, 256, 1024, 4096):
+        for keys in (
+            n * K for n in (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 32, 128, 400, 500)
+        ):
+            masked = api.masked_is_faster(
+                cache.device,
+                rows,
+                keys,
+                model.index_topk,
+                heads=model.num_attention_heads // tp,
+                width=model.qk_nope_head_dim + model.qk_rope_head_dim,
+                v_width=model.v_head_dim,
+                latent_bytes=cache.shape[2] * cache.itemsize,
+            )
+            first = api.decoding_first_is_faster(cache, rows, keys, model.index_topk)
+            room = keys * 1152 <= d.workspace_bytes
+            chunk = Batch("prefill", 1, rows, keys)
+            assert (is_masked(d, chunk), is_decoded_first(d, chunk)) == (masked, first and room)
+            chosen[masked, first and room] += 1
+    assert len(chosen) == (3 if kv_dtype == "fp8" else 2)
+
+
+@pytest.mark.parametrize(("queries", "context"), [(8192, 8192), (8192, 131_072), (5000, 100_000)])
+def test_a_chunk_is_scored_in_the_plugins_parts(queries: int, context: int) -> None:
+    d = deployment()
+    chunks = split_prefill([0, queries], [context], 0, d.workspace_bytes)
+    keys = [chunk.num_keys for chunk in chunks]
+    rows = [chunk.end - chunk.start for chunk in chunks]
+    work = attention_core(d, Batch("prefill", 1, queries, context), "dsa", indexer=True)
+    assert [w.bytes for w in work if w.op == "gather_index_keys"] == [2 * 132 * n for n in keys]
+    scored = [w.flops for w in work if w.op == "indexer_logits"]
+    per_pair = 2 * V32.index_n_heads * 128
+    assert scored == [per_pair * r * (n - (r - 1) / 2) for r, n in zip(rows, keys, strict=True)]
+
+
+def test_requests_of_a_prefill_are_launched_one_by_one() -> None:
+    one, four = (
+        attention_core(deployment(), Batch("prefill", n, 4096, 4096), "dsa", indexer=True)
+        for n in (1, 4)
+    )
+    per_request = {"gather_index_keys", "indexer_logits", "topk_select", "masked_mha", "expand"}
+    assert {w.op for w in four if w.calls == 4} == per_request | {"gather_latents"}
+    rates = Rates(ROUND)
+    assert sum(map(rates.seconds, four)) == pytest.approx(4 * sum(map(rates.seconds, one)))
+
+
+def test_rows_select_no_more_than_they_see() -> None:
+    for queries, context in ((1, 10), (1, 5000), (2048, 2048), (4096, 4096), (300, 2200)):
+        seen = [min(2048, context - row) for row in range(queries)]
+        assert Batch("prefill", 1, queries, context).selected(2048) == pytest.approx(
+            sum(seen) / queries
+        )
 
 
 def test_nothing_is_scored_where_everything_is_selected() -> None:
-    assert set(microseconds(Batch("decode", 8, 1, V32.index_topk))) == {"sparse_mla"}
-    assert "indexer_logits" in microseconds(Batch("decode", 8, 1, V32.index_topk + 1))
+    for context, scores in ((V32.index_topk, False), (V32.index_topk + 1, True)):
+        us = microseconds(Batch("prefill", 1, 8, context))
+        assert ("indexer_logits" in us) == ("index_query" in us) == ("topk_select" in us) == scores
+        assert "index_cache_write" in us
+    # A decode's CUDA graph is that of the longest context.
+    assert "indexer_logits" in microseconds(Batch("decode", 8, 1, 1024))
+    assert "indexer_logits" not in microseconds(Batch("decode", 8, 1, 1024), context=2048)
 
 
 def test_shared_layers_do_not_index() -> None:
@@ -103,9 +198,8 @@ def test_shared_layers_do_not_index() -> None:
     )
     us = microseconds(batch, model=GLM_5)
     assert full * 1e6 == pytest.approx(sum(us.values()))
-    assert shared * 1e6 == pytest.approx(
-        us["sparse_mla"] + 21 / 78 * (us["indexer_logits"] + us["topk_select"])
-    )
+    indexing = sum(us.values()) - us["sparse_mla"] - us["latent_cache_write"]
+    assert shared * 1e6 == pytest.approx(sum(us.values()) - 57 / 78 * indexing)
 
 
 def test_experts_are_read_as_often_as_they_are_met() -> None:
@@ -151,45 +245,6 @@ def test_a_prompt_is_its_chunks() -> None:
     whole = sum(step_time(d, rates, part, "dsa").total for part in parts)
     assert prompt_seconds(d, rates, 5 * K, "dsa") == pytest.approx(whole)
     assert prompt_seconds(d, rates, 4 * K, "dsa") == step_time(d, rates, parts[0], "dsa").total
-
-
-def kernels_json(path: Path, **change: object) -> Path:
-    content = {
-        "device": "NVIDIA H200",
-        "date": "2026-11-25T00:00:00+00:00",
-        "roofline": {"bandwidth": 4.3e12, "flops": 790e12},
-        "rows": [
-            {"op": "sparse_mla", "flops": 1e9, "bytes": 1e6, "roofline_fraction": 0.1, "us": 1.0},
-            {"op": "sparse_mla", "flops": 1e13, "bytes": 1e10, "roofline_fraction": 0.5, "us": 1.0},
-        ],
-    }
-    path.write_text(json.dumps(content | change))
-    return path
-
-
-def test_measured_kernels_replace_the_roofline(tmp_path: Path) -> None:
-    measured = MeasuredKernels.load(kernels_json(tmp_path / "kernels.json"))
-    assert measured.fits(H200)
-    assert not measured.fits(find_gpu("h100"))
-    peaks, rates = Rates(ROUND), Rates(ROUND, measured)
-    for batch, fraction in (
-        (Batch("decode", 1, 1, 32 * K), 0.1),
-        (Batch("prefill", 1, 8 * K, 32 * K), 0.5),
-    ):
-        indexer, topk, sparse = attention_core(deployment(), batch, "dsa", indexer=True)
-        assert rates.seconds(sparse) == pytest.approx(peaks.seconds(sparse) / fraction)
-        assert rates.seconds(indexer) == peaks.seconds(indexer)
-        assert rates.seconds(topk) == peaks.seconds(topk)
-    assert "sparse_mla measured on NVIDIA H200" in rates.describe()
-    assert "no measured kernel" in peaks.describe()
-
-
-def test_a_file_that_is_no_measurement(tmp_path: Path) -> None:
-    for text in ("[]", "{", '{"rows": []}'):
-        path = tmp_path / "kernels.json"
-        path.write_text(text)
-        with pytest.raises(ValueError, match=r"kernels\.json is not a file that benchmarks"):
-            MeasuredKernels.load(path)
 
 
 @pytest.mark.parametrize("point", PUBLISHED, ids=str)

@@ -1,9 +1,10 @@
-"""What pip installs: a wheel built from the tree has all of it, and finds its recipes by itself."""
+"""What pip installs: wheel and sdist have every file, and recipes are found without the tree."""
 
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -11,13 +12,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILT_FROM = ("dsa_plugin", "kernels", "model_registry", "recipes", "LICENSE", "README.md")
-_BUILD = "import sys, setuptools.build_meta as build; build.build_wheel(sys.argv[1])"
+_BUILD = (
+    "import sys, setuptools.build_meta as build; tree = sys.argv[1]; "
+    "build.build_sdist(tree); build.build_wheel(tree)"
+)
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder into which a wheel was unpacked, far from the tree."""
-    tree, site = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("site")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with a wheel and an sdist."""
+    tree = tmp_path_factory.mktemp("tree")
     shutil.copy(ROOT / "pyproject.toml", tree)
     for name in BUILT_FROM:
         if (ROOT / name).is_dir():
@@ -26,26 +30,48 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             shutil.copy(ROOT / name, tree)
     subprocess.run([sys.executable, "-c", _BUILD, str(tree)], cwd=tree, check=True)
-    [wheel] = tree.glob("*.whl")
+    return tree
+
+
+@pytest.fixture(scope="module")
+def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder into which the wheel was unpacked, far from the tree."""
+    site = tmp_path_factory.mktemp("site")
+    [wheel] = built.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(site)
     return site
 
 
-def test_the_wheel_has_every_file(installed: Path) -> None:
+def files(built_as: dict[str, str]) -> set[Path]:
+    """What belongs into an archive that has the three packages in these folders."""
     roots = {"dsa_plugin": "", "dsa_kernels": "kernels", "dsa_registry": "model_registry"}
-    modules = {
-        path.relative_to(ROOT / root)
+    found = {
+        Path(built_as[package]) / path.relative_to(ROOT / root)
         for package, root in roots.items()
         for path in (ROOT / root / package).rglob("*")
-        if path.suffix == ".py" or path.name == "py.typed"
+        if path.suffix in (".py", ".json") or path.name == "py.typed"
     }
-    data = {
-        Path("dsa_recipes") / path.relative_to(ROOT / "recipes")
+    recipes = {
+        Path(built_as["dsa_recipes"]) / path.relative_to(ROOT / "recipes")
         for path in (ROOT / "recipes").rglob("*")
         if path.suffix in (".yaml", ".json")
     }
+    return found | recipes
+
+
+def test_the_wheel_has_every_file(installed: Path) -> None:
+    packages = {"dsa_plugin": "", "dsa_kernels": "", "dsa_registry": ""}
     found = {path.relative_to(installed) for path in installed.rglob("*") if path.is_file()}
-    assert {path for path in found if ".dist-info" not in path.parts[0]} == modules | data
+    expected = files({**packages, "dsa_recipes": "dsa_recipes"})
+    assert {path for path in found if ".dist-info" not in path.parts[0]} == expected
+
+
+def test_the_sdist_has_every_file(built: Path) -> None:
+    [sdist] = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        found = {Path(name).relative_to(Path(name).parts[0]) for name in archive.getnames()}
+    roots = {"dsa_plugin": "", "dsa_kernels": "kernels", "dsa_registry": "model_registry"}
+    assert files({**roots, "dsa_recipes": "recipes"}) <= found
 
 
 def test_recipes_are_found_without_the_tree(installed: Path, tmp_path: Path) -> None:

@@ -1,0 +1,194 @@
+"""Write dsa_plugin/planning/h100.json: what `dsa plan` knows of an H100, from benchmarks/results.
+
+    ci/measured PYTHON            # after a new file of results, or another launch configuration
+    ci/measured PYTHON --check    # fail if the file is not what this would write
+
+A result is either a sweep of launch configurations, of which the one counts that the plugin
+launches now, or what benchmarks/kernels.py wrote. Of a case measured twice the later one counts. A
+sweep's case has its name, FLOPs and bytes, `default`, what was launched when it ran, and as rows
+the configurations: `variant`, which is "default" or blocks, warps and stages, and `us`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Hashable, Iterator
+from pathlib import Path
+from typing import Any
+
+from dsa_kernels.arch import ARCHS
+from dsa_kernels.launch import launch_config
+from dsa_plugin.planning.forms import read_form
+from dsa_plugin.planning.measured import SHIPPED
+from dsa_plugin.planning.sizes import LATENT_BYTES
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+ARCH, DEVICE = ARCHS["sm90"], "H100"
+Row = dict[str, Any]
+
+
+def shipped(folder: Path = RESULTS) -> tuple[str, list[str]]:
+    """The file's text, and the cases that were left out, each with why.
+
+    Raises:
+        ValueError: no file there is of that GPU.
+    """
+    results = [
+        (content, path.name)
+        for path in sorted(folder.glob("*.json"))
+        if DEVICE in _device(content := _read(path))
+    ]
+    if not results:
+        raise ValueError(f"{folder} has no result of an {DEVICE}")
+    results.sort(key=lambda result: result[0]["date"])
+    rows: dict[tuple[str, str], Row] = {}
+    left_out: list[str] = []
+    for content, name in results:
+        for row in _sweep(content, left_out) if "cases" in content else _benchmark(content):
+            provenance = {"date": content["date"][:10], "triton": _triton(content), "source": name}
+            rows[row["op"], row["case"]] = row | provenance
+    rooflines = [content["roofline"] for content, _ in results if "roofline" in content]
+    head = {
+        "device": _device(results[-1][0]),
+        "date": results[-1][0]["date"][:10],
+        "roofline": _roofline(rooflines[-1]),
+    }
+    for row in rows.values():
+        peak = head["roofline"]["fp8_flops" if row["precision"] == "fp8" else "flops"]
+        least = max(row["flops"] / peak, row["bytes"] / head["roofline"]["bandwidth"])
+        row["roofline_fraction"] = round(1e6 * least / row["us"], 4)
+    lines = ",\n".join(f"  {json.dumps(rows[key])}" for key in sorted(rows))
+    text = json.dumps(head, indent=1).removesuffix("\n}")
+    return f'{text},\n "rows": [\n{lines}\n ]\n}}\n', left_out
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A file of results; of several benchmarks in one, the kernels'."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    part: dict[str, Any] = content.get("kernels", content)
+    return part
+
+
+def _device(content: dict[str, Any]) -> str:
+    return str(content.get("device", content.get("gpu", "")))
+
+
+def _triton(content: dict[str, Any]) -> str:
+    return str(content.get("triton") or content["versions"]["triton"])
+
+
+def _roofline(measured: dict[str, float]) -> dict[str, float]:
+    flops = measured.get("flops", measured.get("bf16", 0.0))
+    fp8 = measured.get("fp8_flops", measured.get("fp8", flops))
+    return {"bandwidth": measured["bandwidth"], "flops": flops, "fp8_flops": fp8}
+
+
+def _sweep(content: dict[str, Any], left_out: list[str]) -> Iterator[Row]:
+    """A row of each case whose present launch configuration was measured."""
+    for case in content["cases"]:
+        found = _case(case["case"])
+        if found is None:
+            left_out.append(f"{case['case']}: plans have no such op")
+            continue
+        op, name, key = found
+        launched = _tag(*key)
+        times = {row["variant"]: row["us"] for row in case["rows"]}
+        if case.get("default", launched) == launched:
+            us = times.get("default")
+        else:
+            us = times.get(launched)
+        if us is None:
+            left_out.append(f"{case['case']}: {launched or 'what is launched'} was not measured")
+            continue
+        yield _row(op, name, us, case["flops"], case["bytes"]) | {"config": launched}
+
+
+def _benchmark(content: dict[str, Any]) -> Iterator[Row]:
+    """The rows of benchmarks/kernels.py that have a time."""
+    for row in content["rows"]:
+        if "us" in row:
+            yield _row(row["op"], row["case"], row["us"], row["flops"], row["bytes"])
+
+
+def _row(op: str, name: str, us: float, flops: int, nbytes: int) -> Row:
+    name = name.removeprefix(f"{op} ")
+    op, form = read_form(op, name)
+    keys = re.match(r"prefill (\d+)K", name)
+    if op == "sparse_mla" and keys:  # rows of one request share its latents
+        latent = LATENT_BYTES["bf16" if name.endswith("bf16") else "fp8"]
+        nbytes = min(nbytes, int(keys[1]) * 1024 * latent)
+    fp8 = op == "indexer_logits" and "fp8" in form
+    return {
+        "op": op,
+        "case": name,
+        "us": round(us, 2),
+        "flops": flops,
+        "bytes": nbytes,
+        "precision": "fp8" if fp8 else "bf16",
+    }
+
+
+def _case(sweep: str) -> tuple[str, str, tuple[str, Hashable]] | None:
+    """A sweep's case: op, the name that benchmarks/kernels.py would use, op and key in tuning."""
+    kind, which, *_ = words = sweep.split()
+    found = (re.search(unit, sweep) for unit in (r"(\d+)r\b", r"(\d+)K\b", r"h(\d+)"))
+    rows, keys, heads = (int(number[1]) if number else 0 for number in found)
+    where = f"{which} {keys}K, {rows} rows"
+    if kind == "sparse":
+        dtype = words[-1]
+        sharing = min(64, max(16, 1 << (heads - 1).bit_length()))
+        key: tuple[str, Hashable] = ("float" if dtype == "bf16" else dtype, sharing)
+        return "sparse_mla", f"{where}, {heads} heads, {dtype}", ("sparse_mla", key)
+    if kind == "masked":
+        width = int(words[-1])
+        name = f"prefill {keys}K, {rows} rows, {heads} heads" + " of 256" * (width == 256)
+        return "masked_mha", name, ("sparse_mla", ("masked", width))
+    if kind == "logits":
+        stage = "decode" if which == "paged" else which
+        name = f"{stage} {keys}K, {rows} rows, {heads} heads, fp8"
+        return "indexer_logits", name, ("indexer_logits", (which, 8))
+    if kind == "topk":
+        name = f"{where}, k 2048" + ", slots" * ("slots" in words)
+        return "topk_select", name, ("topk_select", "select")
+    if kind == "gather":
+        op, tuned = {
+            "latent": ("gather_latents", "sparse_mla"),
+            "index": ("gather_index_keys", "indexer_logits"),
+        }[which]
+        return op, f"{keys}K, fp8", (tuned, "gather")
+    if kind != "write":
+        return None
+    if which == "query":
+        return "cache_write", f"index query, {rows} rows, 64 heads, fp8", ("cache_write", which)
+    return f"{which}_cache_write", f"{rows} rows, fp8", ("cache_write", which)
+
+
+def _tag(op: str, key: Hashable) -> str:
+    """The launch configuration of a key as a sweep calls it; "": the key is no more."""
+    try:
+        config = launch_config(op, ARCH, key)
+    except KeyError:
+        return ""
+    blocks = ",".join(
+        f"{name.removeprefix('BLOCK_')[:3]}{size}" for name, size in config.blocks.items()
+    )
+    return f"{blocks} w{config.num_warps} s{config.num_stages}"
+
+
+def main() -> int:
+    text, left_out = shipped()
+    print(*(f"left out: {case}" for case in left_out), sep="\n", end="\n" if left_out else "")
+    if "--check" in sys.argv[1:]:
+        if SHIPPED.read_text(encoding="utf-8") != text:
+            print(f"{SHIPPED.relative_to(ROOT)} is not of these results: run ci/measured PYTHON")
+            return 1
+    else:
+        SHIPPED.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
