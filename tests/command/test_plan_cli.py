@@ -158,6 +158,10 @@ def test_measured_kernels_are_of_the_gpu_named(
         f"measured: sparse_mla, on NVIDIA H200, 2026-11-25, {path}; estimate: another form" in out
     )
     assert "estimate: H100's measured efficiency" in out
+    plan = json.loads(dsa("plan", "GLM-5.2-FP8", *H200, "--kernels", str(path), "--json").out)
+    devices = {row["op"]: case["device"] for row in plan["kernels"] for case in row["measured"]}
+    assert devices["sparse_mla"] == "NVIDIA H200"
+    assert devices["topk_select"] == "NVIDIA H100 80GB HBM3"
     other = ("plan", "GLM-5.2-FP8", "--gpu", "b200", "--count", "8")
     assert "was measured on NVIDIA H200, not on b200" in dsa(*other, "--kernels", str(path)).err
     # Unasked, a file of the repository serves only the GPU that it is of.
