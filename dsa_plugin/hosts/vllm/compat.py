@@ -18,9 +18,10 @@ from vllm.v1.kv_cache_interface import MLAAttentionSpec
 from dsa_plugin.hosts.replaced_names import replaced_names
 
 if TYPE_CHECKING:
-    from vllm.config import ModelConfig
+    from vllm.config import CompilationConfig, ModelConfig
     from vllm.v1.attention.backend import CommonAttentionMetadata
 
+ATTENTION_OP = "vllm::dsa_plugin_attention"
 MTP_ARCHITECTURES = ("DeepseekV32MTPModel", "DeepSeekMTPModel")
 """Architectures of DSA drafts: the first since 0.30, the second before, shared with dense V3.
 
@@ -77,6 +78,21 @@ def leave_cpu_mla_backend(model_config: ModelConfig) -> None:
     """
     if current_platform.is_cpu():
         model_config.model_arch_config.is_deepseek_mla = False
+
+
+def split_at_attention(compilation: CompilationConfig) -> None:
+    """Keep our attention out of the piecewise CUDA graphs of a compiled model.
+
+    What: adds our op to those that the host splits a compiled model at.
+    Why: config/compilation.py, _attention_ops, lists the host's own alone. Piecewise graphs are
+    captured without a batch, so without what attention does, and would replay just that. Breakable
+    graphs, with which 0.32 serves these models uncompiled on CUDA, ask the op itself.
+    Remove when an op can say so where it is registered.
+    """
+    ops = {"_attention_ops": [*compilation._attention_ops, ATTENTION_OP]}  # of this config alone
+    vars(compilation).update(ops)
+    if compilation.splitting_ops:
+        compilation.splitting_ops = [*compilation.splitting_ops, ATTENTION_OP]
 
 
 def keep_weight_readable(linear: Any) -> None:

@@ -12,7 +12,7 @@ from dsa_plugin.config import DSAConfig
 from dsa_plugin.env import Env
 from dsa_plugin.hosts.checkpoint import check_checkpoint
 from dsa_plugin.hosts.vllm.backend import index_cache_is_fp8
-from dsa_plugin.hosts.vllm.compat import leave_cpu_mla_backend
+from dsa_plugin.hosts.vllm.compat import leave_cpu_mla_backend, split_at_attention
 from dsa_plugin.hosts.vllm.refusals import unsupported
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def verify_and_update_config(vllm_config: VllmConfig, reason: str) -> None:
     if not vllm_config.cache_config.user_specified_block_size:
         vllm_config.cache_config.block_size = INDEX_PAGE
         vllm_config.cache_config.user_specified_block_size = True
+    split_at_attention(vllm_config.compilation_config)
     _logger.info(
         "dsa_plugin serves %s, as %s: %s",
         config.model_type,
