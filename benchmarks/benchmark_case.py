@@ -10,6 +10,7 @@ from peers import Peers, Run
 from torch import Tensor
 
 L2_BYTES = 256 << 20  # no chip's second-level cache is larger
+USUAL_CONTEXT = 32 << 10
 
 
 @dataclass(frozen=True)
@@ -37,23 +38,40 @@ def as_it_is(result: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Calls:
+    """What is timed, on inputs that lie on the device.
+
+    Attributes:
+        ours: the op on each copy of the inputs, returning what is compared.
+        peers: the same of another library, or why it is absent.
+        comparable: what of the first copy's result has to agree.
+    """
+
+    ours: list[Run]
+    peers: dict[str, list[Run] | str]
+    comparable: Callable[[Tensor], Tensor] = as_it_is
+
+
+@dataclass(frozen=True)
 class Case:
     """One op at one shape.
 
     Attributes:
-        op, name: what the row is called.
+        op, shape: what the row is called.
+        order: how many of its sizes are not the usual ones; the least are measured first.
         flops, bytes: the least work, from which the roofline's time follows; flops of products.
-        runs: the op on each copy of the inputs, returning what is compared.
-        peers: the same of another library, or why it is absent.
         tolerance: root mean square of a peer's difference, relative to our result's.
-        comparable: what of the first copy's result has to agree.
+        make: the calls, when their turn comes: inputs take time and memory.
     """
 
     op: str
-    name: str
+    shape: str
+    order: int
     flops: int
     bytes: int
-    runs: list[Run]
-    peers: dict[str, list[Run] | str]
     tolerance: float
-    comparable: Callable[[Tensor], Tensor] = as_it_is
+    make: Callable[[], Calls]
+
+    @property
+    def name(self) -> str:
+        return f"{self.op} {self.shape}"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
-from benchmark_case import Case, Scale
+from benchmark_case import Calls, Case, Scale
 from peers import Run, runs
 from random_caches import BLOCK_SIZE
 from torch import Tensor
@@ -34,22 +34,38 @@ TOLERANCE = 2.0**-4
 
 def cases(scale: Scale) -> Iterator[Case]:
     for rows in (3,) if scale.tiny else (1, 8, 32, 128, 4096):
-        yield _write(scale, rows)
-        yield _query(scale, rows)
+        # Both fp8 caches of a row: what is read, then written.
+        values = 2 * (LATENT_DIM + INDEX_HEAD_DIM) + 4 * ROPE_DIM
+        nbytes = rows * (values + LATENT_FP8_BYTES + INDEX_FP8_BYTES)
+        yield _case(scale, f"latent and index key, {rows} rows", rows, nbytes, _write_calls)
+        nbytes = rows * (HEADS * (3 * INDEX_HEAD_DIM + 6) + 4 * ROPE_DIM)
+        yield _case(scale, f"index query, {rows} rows, {HEADS} heads", rows, nbytes, _query_calls)
 
 
-def _write(scale: Scale, rows: int) -> Case:
-    """Both fp8 caches. No Hadamard transform, as vLLM has none."""
-    values = LATENT_DIM + INDEX_HEAD_DIM
-    nbytes = rows * (2 * values + 4 * ROPE_DIM + LATENT_FP8_BYTES + INDEX_FP8_BYTES)
+def _case(
+    scale: Scale, shape: str, rows: int, nbytes: int, make: Callable[[Scale, int, int], Calls]
+) -> Case:
+    return Case(
+        op="cache_write",
+        shape=f"{shape}, fp8",
+        order=int(rows not in (1, 128, 4096)),
+        flops=0,
+        bytes=nbytes,
+        tolerance=TOLERANCE,
+        make=partial(make, scale, rows, scale.copies(nbytes)),
+    )
+
+
+def _write_calls(scale: Scale, rows: int, copies: int) -> Calls:
+    """No Hadamard transform, as vLLM has none."""
     blocks = -(-rows // BLOCK_SIZE)
     table = _cos_sin(scale)
     norm = torch.randn(KV_LORA_RANK, device=scale.device).bfloat16()
     index_norm = torch.randn(2, INDEX_HEAD_DIM, device=scale.device)
     ours: list[Run] = []
     inputs: list[tuple[Tensor, ...]] = []
-    for _ in range(scale.copies(nbytes)):
-        x = torch.randn(rows, values, device=scale.device).bfloat16()
+    for _ in range(copies):
+        x = torch.randn(rows, LATENT_DIM + INDEX_HEAD_DIM, device=scale.device).bfloat16()
         positions = torch.randint(len(table), (rows,), device=scale.device)
         slots = torch.randperm(blocks * BLOCK_SIZE, device=scale.device)[:rows]
         # A row for each page: the latent cache's, then the index cache's.
@@ -62,42 +78,21 @@ def _write(scale: Scale, rows: int) -> Case:
         call = (x, norm, index_norm, table, positions, slots)
         ours.append(partial(_ours, *call, pages))
         inputs.append((*call, torch.zeros_like(pages)))
-    return Case(
-        op="cache_write",
-        name=f"latent and index key, {rows} rows, fp8",
-        flops=0,
-        bytes=nbytes,
-        runs=ours,
-        peers={
-            "vLLM Triton": runs(
-                scale.peers.module("vllm.models.deepseek_v32.nvidia.kernels"), _vllm, inputs
-            )
-        },
-        tolerance=TOLERANCE,
-        comparable=_decoded,
-    )
+    library = scale.peers.module("vllm.models.deepseek_v32.nvidia.kernels")
+    return Calls(ours, {"vLLM Triton": runs(library, _vllm, inputs)}, _decoded)
 
 
-def _query(scale: Scale, rows: int) -> Case:
+def _query_calls(scale: Scale, rows: int, copies: int) -> Calls:
     """RoPE, Hadamard, quantisation and head weights; no library has it as one kernel."""
-    nbytes = rows * (HEADS * (3 * INDEX_HEAD_DIM + 6) + 4 * ROPE_DIM)
     table = _cos_sin(scale)
     rope = Rope(table, interleaved=False)
     ours: list[Run] = []
-    for _ in range(scale.copies(nbytes)):
+    for _ in range(copies):
         q = torch.randn(rows, HEADS, INDEX_HEAD_DIM, device=scale.device).bfloat16()
         weights = torch.randn(rows, HEADS, device=scale.device).bfloat16()
         positions = torch.randint(len(table), (rows,), device=scale.device)
         ours.append(partial(_index_query, q, weights, rope, positions))
-    return Case(
-        op="cache_write",
-        name=f"index query, {rows} rows, {HEADS} heads, fp8",
-        flops=0,
-        bytes=nbytes,
-        runs=ours,
-        peers={},
-        tolerance=0.0,
-    )
+    return Calls(ours, {})
 
 
 def _cos_sin(scale: Scale) -> Tensor:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
-from benchmark_case import Case, Scale
+from benchmark_case import USUAL_CONTEXT, Calls, Case, Scale
 from peers import Run, runs
 from random_caches import BLOCK_SIZE, block_table, index_cache
 from torch import Tensor
@@ -33,11 +33,32 @@ def cases(scale: Scale) -> Iterator[Case]:
             yield _prefill(scale, chunk, context, h)
 
 
+def _case(
+    step: str, context: int, rows: int, heads: int, work: tuple[int, int], make: Callable[[], Calls]
+) -> Case:
+    """`work`: flops and bytes."""
+    return Case(
+        op="indexer_logits",
+        shape=f"{step} {context >> 10}K, {rows} rows, {heads} heads, fp8",
+        order=(context != USUAL_CONTEXT) + (heads != V32.index_n_heads),
+        flops=work[0],
+        bytes=work[1],
+        tolerance=TOLERANCE,
+        make=make,
+    )
+
+
 def _decode(scale: Scale, batch: int, context: int, heads: int) -> Case:
+    flops = indexer_flops(batch, heads, context)
     nbytes = indexer_bytes(batch, batch, context, torch.uint8)
+    make = partial(_decode_calls, scale, batch, context, heads, scale.copies(nbytes))
+    return _case("decode", context, batch, heads, (flops, nbytes), make)
+
+
+def _decode_calls(scale: Scale, batch: int, context: int, heads: int, copies: int) -> Calls:
     ours: list[Run] = []
     inputs: list[tuple[Tensor, ...]] = []
-    for _ in range(scale.copies(nbytes)):
+    for _ in range(copies):
         q, weights = _queries(batch, heads, scale)
         cache = index_cache(batch * context // BLOCK_SIZE, scale.device)
         table = block_table(batch, context, scale.device)
@@ -46,30 +67,25 @@ def _decode(scale: Scale, batch: int, context: int, heads: int) -> Case:
         call = (q[:, None], weights[:, None], cache, table, lengths, context)
         ours.append(partial(indexer_logits_paged, *call, out=out))
         inputs.append((q, weights, cache, table, lengths))
-    return Case(
-        op="indexer_logits",
-        name=f"decode {context >> 10}K, {batch} rows, {heads} heads, fp8",
-        flops=indexer_flops(batch, heads, context),
-        bytes=nbytes,
-        runs=ours,
-        peers={
-            "DeepGEMM": runs(
-                scale.peers.module(DEEP_GEMM), partial(_deep_gemm_paged, state={}), inputs
-            )
-        },
-        tolerance=TOLERANCE,
-    )
+    deep_gemm = partial(_deep_gemm_paged, state={})
+    return Calls(ours, {"DeepGEMM": runs(scale.peers.module(DEEP_GEMM), deep_gemm, inputs)})
 
 
 def _prefill(scale: Scale, rows: int, context: int, heads: int) -> Case:
     """The last `rows` rows of a prompt of `context` tokens."""
     mean_keys = context - rows // 2
+    flops = indexer_flops(rows, heads, mean_keys)
     nbytes = indexer_bytes(rows, 1, mean_keys, torch.uint8)
+    make = partial(_prefill_calls, scale, rows, context, heads, scale.copies(nbytes))
+    return _case("prefill", context, rows, heads, (flops, nbytes), make)
+
+
+def _prefill_calls(scale: Scale, rows: int, context: int, heads: int, copies: int) -> Calls:
     start = torch.zeros(rows, dtype=torch.int32, device=scale.device)
     end = torch.arange(context - rows + 1, context + 1, dtype=torch.int32, device=scale.device)
     ours: list[Run] = []
     inputs: list[tuple[Tensor, ...]] = []
-    for _ in range(scale.copies(nbytes)):
+    for _ in range(copies):
         q, weights = _queries(rows, heads, scale)
         k = torch.randn(context, INDEX_HEAD_DIM, device=scale.device).to(torch.float8_e4m3fn)
         k_scale = torch.randint(-2, 3, (context,), device=scale.device).exp2()
@@ -77,23 +93,12 @@ def _prefill(scale: Scale, rows: int, context: int, heads: int) -> Case:
         call = partial(indexer_logits, q, weights, k, start, end, k_scale=k_scale, out=out)
         ours.append(call)
         inputs.append((q, weights, k, k_scale, start, end))
-    return Case(
-        op="indexer_logits",
-        name=f"prefill {context >> 10}K, {rows} rows, {heads} heads, fp8",
-        flops=indexer_flops(rows, heads, mean_keys),
-        bytes=nbytes,
-        runs=ours,
-        peers={
-            "DeepGEMM": runs(scale.peers.module(DEEP_GEMM), _deep_gemm, inputs),
-            "vLLM Triton": runs(
-                scale.peers.module("vllm.v1.attention.ops.triton_fp8_mqa_logits"),
-                _vllm_triton,
-                inputs,
-            ),
-        },
-        tolerance=TOLERANCE,
-        comparable=partial(_visible, end),
-    )
+    vllm_triton = scale.peers.module("vllm.v1.attention.ops.triton_fp8_mqa_logits")
+    peers = {
+        "DeepGEMM": runs(scale.peers.module(DEEP_GEMM), _deep_gemm, inputs),
+        "vLLM Triton": runs(vllm_triton, _vllm_triton, inputs),
+    }
+    return Calls(ours, peers, partial(_visible, end))
 
 
 def _queries(rows: int, heads: int, scale: Scale) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """Each op against the chip's roofline, and against other libraries in the same process.
 
-    python benchmarks/kernels.py [--peers DIR ...] [--op sparse_mla ...]
+    python benchmarks/kernels.py [--peers DIR ...] [--only REGEX] [--seconds 300] [--resume]
     TRITON_INTERPRET=1 python benchmarks/kernels.py --dry-run    # tiny, on a CPU: tests the script
 
 A DIR is an unzipped wheel, or a site-packages, of vLLM or SGLang. vLLM 0.26.0's CUDA wheel has
@@ -11,16 +11,16 @@ is listed with the reason. Under the interpreter bf16 peers differ: it multiplie
 Times are CUDA events around a captured graph, so without the host's launch cost. The graph runs
 over copies of the inputs and begins with a cold second-level cache, so that no call finds its own
 there, whatever its size. The roofline is measured too: a copy's bandwidth, and bf16 matrix
-products. Writes kernels.json and kernels.png beside this file, or into --out.
+products. Usual shapes come first, and each figure is written at once (results.py). A fault of the
+GPU, or a case that takes minutes, ends the process: --resume goes on behind it.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +30,18 @@ import sparse_mla_cases
 import topk_select_cases
 import torch
 from benchmark_case import Case, Scale
-from measuring import provenance, seconds, version
+from measuring import provenance, seconds
 from peers import Peers
+from results import UNFINISHED, Results, add_options, why
 
 from dsa_kernels.testing import error
 
-CASES: dict[str, Callable[[Scale], Iterator[Case]]] = {
-    "cache_write": cache_write_cases.cases,
-    "indexer_logits": indexer_logits_cases.cases,
-    "topk_select": topk_select_cases.cases,
-    "sparse_mla": sparse_mla_cases.cases,
-}
+OPS = (
+    sparse_mla_cases.cases,
+    indexer_logits_cases.cases,
+    topk_select_cases.cases,
+    cache_write_cases.cases,
+)
 
 
 @dataclass(frozen=True)
@@ -67,29 +68,34 @@ class Roofline:
         return max(case.bytes / self.bandwidth, case.flops / self.flops)
 
 
-def measure(case: Case, roofline: Roofline, scale: Scale) -> dict[str, Any]:
-    """One row of the result."""
-    time = seconds(case.runs, scale.device)
+def measure(
+    case: Case, roofline: Roofline, device: torch.device, write: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """One row of the result; `write` takes what there is of it before each peer."""
+    calls = case.make()
+    time = seconds(calls.ours, device)
     row: dict[str, Any] = {
-        "op": case.op,
         "case": case.name,
+        "op": case.op,
         "us": time * 1e6,
         "roofline_fraction": roofline.least_seconds(case) / time,
         "flops": case.flops,
         "bytes": case.bytes,
         "peers": {},
     }
-    for name, runs in case.peers.items():
+    for name, runs in calls.peers.items():
         if isinstance(runs, str):
             row["peers"][name] = {"absent": runs}
             continue
+        row["peers"][name] = {"absent": UNFINISHED}
+        write(row)
         try:
             # In this order: what a run writes, another may write, too.
-            theirs, ours = (case.comparable(first()).clone() for first in (runs[0], case.runs[0]))
+            theirs, ours = (calls.comparable(first()).clone() for first in (runs[0], calls.ours[0]))
             difference = error(theirs, ours).rms
-            peer_time = seconds(runs, scale.device)
+            peer_time = seconds(runs, device)
         except Exception as failure:  # noqa: BLE001 (a library that is not ours may raise anything)
-            row["peers"][name] = {"absent": f"{type(failure).__name__}: {failure}"}
+            row["peers"][name] = {"absent": why(failure)}
             continue
         row["peers"][name] = {
             "us": peer_time * 1e6,
@@ -101,6 +107,8 @@ def measure(case: Case, roofline: Roofline, scale: Scale) -> dict[str, Any]:
 
 
 def describe(row: dict[str, Any]) -> str:
+    if "failed" in row:
+        return f"{row['case']:60} {row['failed']}"
     peers = [
         f"{name} absent ({peer['absent'][:60]})"
         if "absent" in peer
@@ -109,71 +117,39 @@ def describe(row: dict[str, Any]) -> str:
         for name, peer in row["peers"].items()
     ]
     return (
-        f"{row['op']:15} {row['case']:45} {row['us']:10.1f} us "
+        f"{row['case']:60} {row['us']:10.1f} us "
         f"{row['roofline_fraction']:6.1%} of roofline; {'; '.join(peers)}"
     )
 
 
-def plot(result: dict[str, Any], path: Path) -> None:
-    """Time against the roofline's; and the roofline itself, with the ops that multiply."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (times, roof) = plt.subplots(1, 2, figsize=(13, 5))
-    limits = [row["us"] * row["roofline_fraction"] for row in result["rows"]]
-    times.loglog(limits, limits, "k-", label="roofline")
-    bandwidth, flops = result["roofline"]["bandwidth"], result["roofline"]["flops"]
-    intensities = [bend := flops / bandwidth, 4 * bend]
-    for op in dict.fromkeys(row["op"] for row in result["rows"]):
-        rows = [row for row in result["rows"] if row["op"] == op]
-        us = [row["us"] for row in rows]
-        times.loglog([row["us"] * row["roofline_fraction"] for row in rows], us, "o", label=op)
-        if rows[0]["flops"]:
-            intensity = [row["flops"] / row["bytes"] for row in rows]
-            tflops = [row["flops"] / row["us"] / 1e6 for row in rows]
-            roof.loglog(intensity, tflops, "o", label=op)
-            intensities += intensity
-    intensities.sort()
-    roof.loglog(intensities, [min(x * bandwidth, flops) / 1e12 for x in intensities], "k-")
-    times.set(xlabel="least time by the roofline, us", ylabel="time, us", title=result["device"])
-    roof.set(xlabel="FLOP a byte", ylabel="TFLOP/s", title=result["date"])
-    times.legend()
-    roof.legend()
-    figure.savefig(path, dpi=150, bbox_inches="tight")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description="Ops against the roofline and their peers.")
-    parser.add_argument("--op", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument(
         "--peers", type=Path, nargs="+", default=[], help="folders that hold vllm or sglang"
     )
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
-    parser.add_argument("--dry-run", action="store_true", help="tiny shapes on a CPU")
+    add_options(parser)
     options = parser.parse_args()
     if not options.dry_run and not torch.cuda.is_available():
         parser.error("no GPU found; --dry-run with TRITON_INTERPRET=1 runs tiny shapes on a CPU")
     device = torch.device("cpu" if options.dry_run else "cuda")
-    scale = Scale(device, tiny=options.dry_run, peers=Peers(tuple(options.peers)))
-    roofline = Roofline.measure(scale)
-    rows = []
-    for op in options.op:
-        for case in CASES[op](scale):
-            rows.append(measure(case, roofline, scale))
-            print(describe(rows[-1]), flush=True)
-    result = {
-        **provenance(device),
-        "roofline": {"bandwidth": roofline.bandwidth, "flops": roofline.flops},
-        "rows": rows,
-    }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "kernels.json").write_text(json.dumps(result, indent=1) + "\n")
-    if version("matplotlib") == "absent":
-        print("matplotlib is absent: no kernels.png")
-    else:
-        plot(result, options.out / "kernels.png")
+    scale = Scale(device, options.dry_run, Peers(tuple(options.peers)))
+    results = Results("kernels", provenance(device) | {"peers": scale.peers.versions()}, options)
+    if "roofline" not in results.part:
+        results.part["roofline"] = asdict(Roofline.measure(scale))
+    roofline = Roofline(**results.part["roofline"])
+    cases = [case for op in OPS for case in op(scale)]
+    for case in sorted(cases, key=lambda case: case.order):
+        if not results.wants(case.name):
+            continue
+        results.add_unfinished({"case": case.name, "failed": UNFINISHED})
+        try:
+            row = measure(case, roofline, device, results.add_unfinished)
+        except Exception as failure:  # noqa: BLE001 (no memory, or a kernel's fault)
+            row = {"case": case.name, "failed": why(failure)}
+        results.add(row)
+        print(describe(row), flush=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize()  # raises where a fault has ended the GPU's context
     return 0
 
 

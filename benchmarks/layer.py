@@ -1,6 +1,6 @@
 """The attention of one DeepSeek-V3.2 layer, DSA and dense: how each grows with the context.
 
-    python benchmarks/layer.py [--heads 128] [--peers DIR]
+    python benchmarks/layer.py [--heads 128] [--peers DIR] [--only REGEX] [--seconds 300] [--resume]
     python benchmarks/layer.py --dry-run    # tiny, on a CPU: tests the script
 
 From the projections to the heads' outputs, all ops in one CUDA graph, as `attention.forward` runs
@@ -10,7 +10,7 @@ contiguous: decode absorbed, by three matrix products or by FlashMLA where --pee
 expanded, by torch's scaled_dot_product_attention. Where a context is no longer than index_topk, DSA
 has to compute the same, and is compared. A prefill is also timed in each of DSA's two forms, masked
 and gathered, whose results are compared: where they cross is what `masked_is_faster` should know.
-Writes layer.json and layer.png beside this file, or into --out.
+Each figure is written at once (results.py); what ends the process, --resume passes over.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,10 @@ from unittest.mock import patch
 
 import torch
 from benchmark_case import Scale
-from measuring import provenance, seconds, version
-from peers import Peers, runs
+from measuring import provenance, seconds
+from peers import Peers, Run, runs
 from random_caches import BLOCK_SIZE
+from results import UNFINISHED, Results, add_options, why
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
@@ -82,78 +83,77 @@ def prefill_in_form(_torch: Any, layer: LayerPass, masked: bool) -> Tensor:
         return layer.dsa()
 
 
+@dataclass(frozen=True)
+class Shape:
+    """`rows` queries of each request, the last of `context` tokens; one row is decode."""
+
+    requests: int
+    rows: int
+    context: int
+
+    @property
+    def name(self) -> str:
+        step = f"{self.rows} rows of" if self.rows > 1 else f"decode of {self.requests} x"
+        return f"{step} {self.context}"
+
+
+def shapes(tiny: bool) -> list[Shape]:
+    """Those of 8K, 32K and 128K first."""
+    kilo = (8, 32, 128, 1, 2, 4, 16, 64)
+    contexts = (64, 192) if tiny else tuple(each << 10 for each in kilo)
+    return [
+        shape
+        for context in contexts
+        for shape in (
+            *(Shape(requests, 1, context) for requests in ((1, 2) if tiny else (1, 8, 32))),
+            Shape(1, min(16 if tiny else CHUNK, context), context),
+        )
+    ]
+
+
 def measure(
-    scale: Scale, heads: int, topk: int, requests: int, rows: int, context: int
+    case: str, shape: Shape, scale: Scale, heads: int, topk: int, results: Results
 ) -> dict[str, Any]:
     """One point of the curves; in place of a time may stand why there is none."""
-    layers = [make_layer(scale.device, heads, topk, requests, rows, context)]
+    sizes = (heads, topk, shape.requests, shape.rows, shape.context)
+    layers = [make_layer(scale.device, *sizes)]
     nbytes = sum(each.nbytes for each in (layers[0].layer.latent_cache, layers[0].mla.w_uk))
     while len(layers) < scale.copies(nbytes):
-        layers.append(make_layer(scale.device, heads, topk, requests, rows, context))
-    copies = [(layer,) for layer in layers]
-    forms = {"dsa": runs(None, lambda _, layer: layer.dsa(), copies)}
-    if rows == 1:
-        library = scale.peers.module("vllm.third_party.flashmla.flash_mla_interface")
-        forms["dense, matrix products"] = runs(None, decode_by_products, copies)
-        flash_mla = partial(decode_by_flash_mla, state={})
-        forms["dense, FlashMLA"] = runs(library, flash_mla, copies)
-    else:
-        forms["dense, SDPA"] = runs(None, prefill_by_sdpa, copies)
-        forms["dsa, gathered"] = runs(None, partial(prefill_in_form, masked=False), copies)
-        if context <= MASKED * topk:
-            forms["dsa, masked"] = runs(None, partial(prefill_in_form, masked=True), copies)
-
-    point: dict[str, Any] = {"requests": requests, "rows": rows, "context": context}
-    point["ms"] = dict[str, float | str]()
+        layers.append(make_layer(scale.device, *sizes))
     expected = layers[0].dsa().clone()
-    for name, calls in forms.items():
+    row = {"case": case, "heads": heads, **asdict(shape), "rms_difference": {}, "ms": {}}
+    for form, calls in forms(shape, scale, topk, layers).items():
         if isinstance(calls, str):
-            point["ms"][name] = calls
+            row["ms"][form] = calls
             continue
+        row["ms"][form] = UNFINISHED
+        results.add_unfinished(row)
         try:
-            if context <= topk or name.startswith("dsa"):
-                difference = error(calls[0](), expected).rms
-                point.setdefault("rms_difference", {})[name] = difference
-            point["ms"][name] = 1e3 * seconds(calls, scale.device)
+            if shape.context <= topk or form.startswith("dsa"):
+                row["rms_difference"][form] = error(calls[0](), expected).rms
+            row["ms"][form] = 1e3 * seconds(calls, scale.device)
         except Exception as failure:  # noqa: BLE001 (a library's, or no memory)
-            point["ms"][name] = f"{type(failure).__name__}: {failure}"
-    return point
+            row["ms"][form] = why(failure)
+    return row
 
 
-def shapes(tiny: bool) -> Iterator[tuple[int, int, int]]:
-    """(requests, rows of each, context); one row is decode."""
-    contexts = (64, 192) if tiny else tuple(1 << bits for bits in range(10, 18))
-    for context in contexts:
-        for requests in (1, 2) if tiny else (1, 8, 32):
-            yield requests, 1, context
-        yield 1, min(16 if tiny else CHUNK, context), context
-
-
-def plot(result: dict[str, Any], path: Path) -> None:
-    """Time against context: a curve for each form and batch."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, 2, figsize=(12, 5))
-    curves: dict[tuple[bool, str, int], list[tuple[int, float]]] = {}
-    for point in result["points"]:
-        for form, ms in point["ms"].items():
-            if not isinstance(ms, str):
-                key = (point["rows"] > 1, form, point["requests"])
-                curves.setdefault(key, []).append((point["context"], ms))
-    for (prefill, form, requests), points in curves.items():
-        label = form if prefill else f"{form}, batch {requests}"
-        style = "o-" if form.startswith("dsa") else "x--"
-        panels[int(prefill)].loglog(*zip(*points, strict=True), style, label=label)
-    for panel, title in zip(panels, ("decode", f"last {CHUNK} tokens of a prompt"), strict=True):
-        panel.set(xlabel="context, tokens", ylabel="ms a layer", title=title)
-        panel.set_xscale("log", base=2)
-        panel.grid(True, alpha=0.3)
-        panel.legend()
-    figure.suptitle(f"{result['heads']} heads; {result['device']}; {result['date']}")
-    figure.savefig(path, dpi=150, bbox_inches="tight")
+def forms(
+    shape: Shape, scale: Scale, topk: int, layers: list[LayerPass]
+) -> dict[str, list[Run] | str]:
+    """The ways to compute it, on each copy of the layer."""
+    copies = [(layer,) for layer in layers]
+    dsa = {"dsa": runs(None, lambda _, layer: layer.dsa(), copies)}
+    if shape.rows == 1:
+        library = scale.peers.module("vllm.third_party.flashmla.flash_mla_interface")
+        return {
+            **dsa,
+            "dense, matrix products": runs(None, decode_by_products, copies),
+            "dense, FlashMLA": runs(library, partial(decode_by_flash_mla, state={}), copies),
+        }
+    dsa["dsa, gathered"] = runs(None, partial(prefill_in_form, masked=False), copies)
+    if shape.context <= MASKED * topk:
+        dsa["dsa, masked"] = runs(None, partial(prefill_in_form, masked=True), copies)
+    return {**dsa, "dense, SDPA": runs(None, prefill_by_sdpa, copies)}
 
 
 def main() -> int:
@@ -165,28 +165,30 @@ def main() -> int:
         help="a rank's; TP8 has 16 of V3.2's 128",
     )
     parser.add_argument("--peers", type=Path, nargs="+", default=[], help="as kernels.py has it")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
-    parser.add_argument("--dry-run", action="store_true", help="tiny shapes on a CPU")
+    add_options(parser)
     options = parser.parse_args()
     if not options.dry_run and not torch.cuda.is_available():
         parser.error("no GPU found; --dry-run runs tiny shapes on a CPU")
     device = torch.device("cpu" if options.dry_run else "cuda")
     scale = Scale(device, options.dry_run, Peers(tuple(options.peers)))
     heads, topk = (4, 64) if scale.tiny else (options.heads, INDEX_TOPK)
-    result: dict[str, Any] = {**provenance(device), "heads": heads, "index_topk": topk}
-    result["points"] = []
-    failed = False
+    head = provenance(device) | {"peers": scale.peers.versions(), "index_topk": topk}
+    results = Results("layer", head, options)
     for shape in shapes(scale.tiny):
-        point = measure(scale, heads, topk, *shape)
-        result["points"].append(point)
-        print(json.dumps(point), flush=True)
-        failed |= any(each > TOLERANCE for each in point.get("rms_difference", {}).values())
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "layer.json").write_text(json.dumps(result, indent=1) + "\n")
-    if version("matplotlib") == "absent":
-        print("matplotlib is absent: no layer.png")
-    else:
-        plot(result, options.out / "layer.png")
+        case = f"{shape.name}, {heads} heads"
+        if not results.wants(case):
+            continue
+        results.add_unfinished({"case": case, "failed": UNFINISHED})
+        try:
+            row = measure(case, shape, scale, heads, topk, results)
+        except Exception as failure:  # noqa: BLE001 (no memory, or a kernel's fault)
+            row = {"case": case, "failed": why(failure)}
+        results.add(row)
+        print(json.dumps(row), flush=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize()  # raises where a fault has ended the GPU's context
+    differences = [each for row in results.rows for each in row.get("rms_difference", {}).values()]
+    failed = any(each > TOLERANCE for each in differences)
     if failed:
         print(f"A result differs from DSA's by more than {TOLERANCE:.2g}.")
     return int(failed)

@@ -6,8 +6,10 @@ import datetime as dt
 import importlib.metadata
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,13 +51,26 @@ def seconds(runs: Sequence[Run], device: torch.device) -> float:
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """Date, chip and versions, to be written with every result."""
+    """Date, chip, commit and versions, to be written with every result."""
     on_gpu = device.type == "cuda"
     return {
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name() if on_gpu else platform.machine(),
+        "driver": said_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "commit": said_by(
+            "git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"
+        ),
         "versions": {name: version(name) for name in ("torch", "triton", "dsa-plugin")},
     }
+
+
+def said_by(*command: str) -> str:
+    """The first line of a command's output; "unknown" where it has none."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.partition("\n")[0] or "unknown"
 
 
 def version(package: str) -> str:

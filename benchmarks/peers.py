@@ -7,6 +7,7 @@ what the module itself takes from its host is replaced by `_SUBSTITUTES`.
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 import types
 from collections.abc import Callable, Iterable
@@ -51,6 +52,11 @@ class Peers:
             return import_module(name)
         except Exception as failure:  # noqa: BLE001 (whatever loading a foreign library raises)
             return f"{type(failure).__name__}: {failure}"
+
+    def versions(self) -> dict[str, str]:
+        """Of the packages that the folders hold, where they say it."""
+        found = importlib.metadata.distributions(path=[str(folder) for folder in self.folders])
+        return {each.name: each.version for each in found if each.name in ("vllm", "sglang")}
 
     def operators(self, library: str) -> Any | str:
         """torch.ops._C with what a shared library, such as "vllm/_C.abi3.so", registers there."""

@@ -5,12 +5,12 @@ masked_mha, its form for short prefills, beside torch's attention with the same 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
-from benchmark_case import Case, Scale
+from benchmark_case import USUAL_CONTEXT, Calls, Case, Scale
 from peers import Run, runs
 from random_caches import BLOCK_SIZE, block_table, latent_cache, selected_slots
 from torch import Tensor
@@ -25,6 +25,8 @@ SOFTMAX_SCALE = V32.head_dim**-0.5
 # bf16 weights and results, rounded in another order than ours: twice the error of either.
 TOLERANCE = 2.0**-7
 FLASH_MLA_HEADS = 64  # fewer are padded, as vLLM pads them
+# An H100 did not finish vLLM's or SGLang's Triton kernels at four times as many.
+MOST_TRITON_PEER_ROWS = 8 * 128
 SGLANG = "sglang.kernels.ops.attention.dsa"
 
 
@@ -59,10 +61,30 @@ def _case(
     cache_dtype: torch.dtype,
 ) -> Case:
     """`rows` queries spread evenly over `requests` contexts of `context` tokens."""
-    nbytes = sparse_mla_bytes(rows, topk, cache_dtype)
+    kind = "fp8" if cache_dtype == torch.uint8 else "bf16"
+    return Case(
+        op="sparse_mla",
+        shape=f"{step} {context >> 10}K, {rows} rows, {heads} heads, {kind}",
+        order=(context != USUAL_CONTEXT) + (heads != V32.num_attention_heads),
+        flops=sparse_mla_flops(rows, heads, topk),
+        bytes=sparse_mla_bytes(rows, topk, cache_dtype),
+        tolerance=TOLERANCE,
+        make=partial(_calls, scale, requests, rows, context, heads, topk, cache_dtype),
+    )
+
+
+def _calls(
+    scale: Scale,
+    requests: int,
+    rows: int,
+    context: int,
+    heads: int,
+    topk: int,
+    cache_dtype: torch.dtype,
+) -> Calls:
     ours: list[Run] = []
     inputs: list[tuple[Tensor, Tensor, Tensor]] = []
-    for _ in range(scale.copies(nbytes)):
+    for _ in range(scale.copies(sparse_mla_bytes(rows, topk, cache_dtype))):
         cache = latent_cache(requests * context // BLOCK_SIZE, cache_dtype, scale.device)
         q = torch.randn(rows, heads, LATENT_DIM, device=scale.device).bfloat16()
         table = block_table(requests, context, scale.device)
@@ -78,60 +100,67 @@ def _case(
         )
     }
     if cache_dtype == torch.bfloat16:
-        peers["vLLM Triton"] = runs(
-            scale.peers.module("vllm.v1.attention.ops.xpu_mla_sparse"), _vllm_triton, inputs
-        )
-        options = {
-            "topk_length": torch.full((rows,), topk, dtype=torch.int32, device=scale.device),
-            # A tile: otherwise it asks the GPU.
-            "config": (16, 4, 1) if scale.tiny else None,
-        }
-        peers["SGLang Triton"] = runs(
-            scale.peers.module(f"{SGLANG}.triton_sparse_mla_prefill"),
+        peers |= _triton_peers(scale, rows, heads, topk, inputs)
+    return Calls(ours, peers)
+
+
+def _triton_peers(
+    scale: Scale, rows: int, heads: int, topk: int, inputs: list[tuple[Tensor, Tensor, Tensor]]
+) -> dict[str, list[Run] | str]:
+    options = {
+        "topk_length": torch.full((rows,), topk, dtype=torch.int32, device=scale.device),
+        # A tile: otherwise it asks the GPU.
+        "config": (16, 4, 1) if scale.tiny else None,
+    }
+    kernels: dict[str, tuple[str, Callable[..., Tensor]]] = {
+        "vLLM Triton": ("vllm.v1.attention.ops.xpu_mla_sparse", _vllm_triton),
+        "SGLang Triton": (
+            f"{SGLANG}.triton_sparse_mla_prefill",
             partial(_sglang_prefill, options=options),
-            inputs,
-        )
-        peers["SGLang Triton, split"] = runs(
-            scale.peers.module(f"{SGLANG}.triton_sparse_mla"), _sglang_split, inputs
-        )
-    kind = "fp8" if cache_dtype == torch.uint8 else "bf16"
-    return Case(
-        op="sparse_mla",
-        name=f"{step} {context >> 10}K, {rows} rows, {heads} heads, {kind}",
-        flops=sparse_mla_flops(rows, heads, topk),
-        bytes=nbytes,
-        runs=ours,
-        peers=peers,
-        tolerance=TOLERANCE,
-    )
+        ),
+        "SGLang Triton, split": (f"{SGLANG}.triton_sparse_mla", _sglang_split),
+    }
+    if rows * heads > MOST_TRITON_PEER_ROWS:
+        return dict.fromkeys(kernels, f"takes minutes at {rows} rows of {heads} heads")
+    return {
+        name: runs(scale.peers.module(module), call, inputs)
+        for name, (module, call) in kernels.items()
+    }
 
 
 def _masked_case(scale: Scale, rows: int, context: int, heads: int, topk: int) -> Case:
     """The last `rows` of a prompt of `context` tokens; its keys and values are expanded already."""
+    seen = rows * context - rows * (rows - 1) // 2
+    nbytes = 2 * heads * (context + rows) * (V32.head_dim + V32.v_head_dim)
+    return Case(
+        op="masked_mha",
+        shape=f"prefill {context >> 10}K, {rows} rows, {heads} heads",
+        order=(context != 8 << 10) + (heads != V32.num_attention_heads),
+        flops=2 * heads * seen * (V32.head_dim + V32.v_head_dim),
+        bytes=nbytes,
+        tolerance=TOLERANCE,
+        make=partial(_masked_calls, scale, rows, context, heads, topk, scale.copies(nbytes)),
+    )
+
+
+def _masked_calls(
+    scale: Scale, rows: int, context: int, heads: int, topk: int, copies: int
+) -> Calls:
     seen = torch.arange(context - rows, context, device=scale.device) + 1
     scores = torch.rand(rows, context, device=scale.device)
     outside = torch.arange(context, device=scale.device) >= seen[:, None]
     chosen = scores.masked_fill_(outside, -1).topk(min(topk, context)).indices.int()
     chosen.masked_fill_(torch.arange(chosen.shape[1], device=scale.device) >= seen[:, None], -1)
-    mask = selection(chosen, context)
-    nbytes = 2 * heads * (context + rows) * (V32.head_dim + V32.v_head_dim)
     ours: list[Run] = []
     inputs: list[tuple[Tensor, Tensor, Tensor]] = []
-    for _ in range(scale.copies(nbytes)):
+    for _ in range(copies):
         q = torch.randn(rows, heads, V32.head_dim, device=scale.device).bfloat16()
         k = torch.randn(heads, context, V32.head_dim, device=scale.device).bfloat16()
         v = torch.randn_like(k[..., : V32.v_head_dim])
         ours.append(partial(masked_mha, q, k, v, chosen, SOFTMAX_SCALE))
         inputs.append((q, k, v))
-    return Case(
-        op="masked_mha",
-        name=f"prefill {context >> 10}K, {rows} rows, {heads} heads",
-        flops=2 * heads * int(seen.sum()) * (V32.head_dim + V32.v_head_dim),
-        bytes=nbytes,
-        runs=ours,
-        peers={"torch.sdpa": runs(torch, partial(_sdpa, mask=mask), inputs)},
-        tolerance=TOLERANCE,
-    )
+    sdpa = partial(_sdpa, mask=selection(chosen, context))
+    return Calls(ours, {"torch.sdpa": runs(torch, sdpa, inputs)})
 
 
 def _sdpa(_torch: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

@@ -5,12 +5,12 @@ A decode step also wants the slots of what it selects: in the same launch, besid
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
-from benchmark_case import Case, Scale
+from benchmark_case import USUAL_CONTEXT, Calls, Case, Scale
 from peers import Run, runs
 from torch import Tensor
 
@@ -27,20 +27,54 @@ def cases(scale: Scale) -> Iterator[Case]:
     k = 16 if scale.tiny else INDEX_TOPK
     for context in (128,) if scale.tiny else (8 << 10, 32 << 10, 128 << 10):
         for rows in (2,) if scale.tiny else (1, 8, 32, 128):
-            end = torch.full((rows,), context, dtype=torch.int32, device=scale.device)
-            yield _case(scale, "decode", end, context, k)
-            yield _slots_case(scale, end, context, k)
+            nbytes = 4 * rows * (context + k)
+            yield _case("decode", rows, context, k, nbytes, partial(_decode_calls, scale))
+            nbytes += 8 * rows * k
+            yield _case("decode with slots", rows, context, k, nbytes, partial(_slots_calls, scale))
     chunk = 4 if scale.tiny else 4096
     for context in (128,) if scale.tiny else (32 << 10, 128 << 10):
-        first = context - chunk + 1
-        end = torch.arange(first, context + 1, dtype=torch.int32, device=scale.device)
-        yield _case(scale, "prefill", end, context, k)
+        nbytes = 4 * chunk * (context - chunk // 2 + k)
+        yield _case("prefill", chunk, context, k, nbytes, partial(_prefill_calls, scale))
 
 
-def _case(scale: Scale, step: str, end: Tensor, context: int, k: int) -> Case:
+def _case(
+    step: str, rows: int, context: int, k: int, nbytes: int, make: Callable[..., Calls]
+) -> Case:
+    return Case(
+        op="topk_select",
+        shape=f"{step} {context >> 10}K, {rows} rows, k {k}",
+        order=int(context != USUAL_CONTEXT),
+        flops=0,
+        bytes=nbytes,
+        tolerance=0.0,
+        make=partial(make, rows, context, k, nbytes),
+    )
+
+
+def _decode_calls(scale: Scale, rows: int, context: int, k: int, nbytes: int) -> Calls:
+    end = torch.full((rows,), context, dtype=torch.int32, device=scale.device)
+    calls: dict[str, Callable[..., Tensor]]
+    calls = {"persistent_topk": _persistent, "per_row": _per_row}
+    if rows <= COOPERATIVE_ROWS:
+        calls["cooperative_topk"] = _cooperative
+    return _calls(scale, end, context, k, nbytes, calls)
+
+
+def _prefill_calls(scale: Scale, rows: int, context: int, k: int, nbytes: int) -> Calls:
+    end = torch.arange(context - rows + 1, context + 1, dtype=torch.int32, device=scale.device)
+    return _calls(scale, end, context, k, nbytes, {"per_row": _per_row_of_ranges})
+
+
+def _calls(
+    scale: Scale,
+    end: Tensor,
+    context: int,
+    k: int,
+    nbytes: int,
+    vllm: dict[str, Callable[..., Tensor]],
+) -> Calls:
     """Rows of `context` scores, of which the first `end` count."""
     rows = len(end)
-    nbytes = 4 * int(end.sum()) + 4 * rows * k
     beyond = torch.arange(context, device=scale.device) >= end[:, None]
     ours: list[Run] = []
     inputs: list[tuple[Tensor, ...]] = []
@@ -51,31 +85,13 @@ def _case(scale: Scale, step: str, end: Tensor, context: int, k: int) -> Case:
         workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=scale.device)
         inputs.append((logits, torch.zeros_like(end), end, workspace, torch.empty_like(out)))
     operators = scale.peers.operators(VLLM)
-    calls = (
-        {"cooperative_topk": _cooperative, "persistent_topk": _persistent, "per_row": _per_row}
-        if step == "decode"
-        else {"per_row": _per_row_of_ranges}
-    )
-    if rows > COOPERATIVE_ROWS:
-        calls.pop("cooperative_topk", None)
-    return Case(
-        op="topk_select",
-        name=f"{step} {context >> 10}K, {rows} rows, k {k}",
-        flops=0,
-        bytes=nbytes,
-        runs=ours,
-        peers={
-            "torch.topk": runs(torch, _torch_topk, inputs),
-            **{f"vLLM {name}": runs(operators, call, inputs) for name, call in calls.items()},
-        },
-        tolerance=0.0,
-        comparable=partial(_selected, inputs[0][0]),
-    )
+    peers = {f"vLLM {name}": runs(operators, call, inputs) for name, call in vllm.items()}
+    peers["torch.topk"] = runs(torch, _torch_topk, inputs)
+    return Calls(ours, peers, partial(_selected, inputs[0][0]))
 
 
-def _slots_case(scale: Scale, end: Tensor, context: int, k: int) -> Case:
-    rows = len(end)
-    nbytes = 4 * rows * context + 12 * rows * k
+def _slots_calls(scale: Scale, rows: int, context: int, k: int, nbytes: int) -> Calls:
+    end = torch.full((rows,), context, dtype=torch.int32, device=scale.device)
     pages = -(-context // INDEX_PAGE)
     requests = torch.arange(rows, dtype=torch.int32, device=scale.device)
     one_pass: list[Run] = []
@@ -85,15 +101,7 @@ def _slots_case(scale: Scale, end: Tensor, context: int, k: int) -> Case:
         table = torch.randperm(rows * pages, device=scale.device).int().view(rows, pages)
         one_pass.append(partial(_slots, logits, k, end, table, requests))
         two.append(partial(_select_then_find, logits, k, end, table, requests))
-    return Case(
-        op="topk_select",
-        name=f"decode {context >> 10}K, {rows} rows, k {k}, slots",
-        flops=0,
-        bytes=nbytes,
-        runs=one_pass,
-        peers={"two launches": two},
-        tolerance=0.0,
-    )
+    return Calls(one_pass, {"two launches": two})
 
 
 def _slots(logits: Tensor, k: int, end: Tensor, table: Tensor, requests: Tensor) -> Tensor:

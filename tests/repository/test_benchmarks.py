@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import faulthandler
 import json
 import os
 import subprocess
 import sys
+import time
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,18 +57,58 @@ def run(script: str, *arguments: str, interpret: str) -> subprocess.CompletedPro
     )
 
 
+def rows(path: Path, benchmark: str) -> dict[str, dict[str, Any]]:
+    """What a benchmark wrote, by case."""
+    part = json.loads(path.read_text())[benchmark]
+    assert part["versions"]["torch"]
+    assert part["commit"] != "unknown"
+    return {row["case"]: row for row in part["rows"]}
+
+
+def module(name: str) -> Any:
+    """One of the benchmarks' modules."""
+    spec = spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    assert spec
+    assert spec.loader
+    loaded = module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+results = module("results")
+HEAD = {"date": "2026-11-28", "device": "NVIDIA H100 80GB HBM3", "commit": "abc"}
+
+
+def begin(benchmark: str, out: Path, *arguments: str, **head: str) -> Any:
+    """A benchmark's Results, of a command line."""
+    parser = argparse.ArgumentParser()
+    results.add_options(parser)
+    options = parser.parse_args(["--out", str(out), *arguments])
+    return results.Results(benchmark, HEAD | head, options)
+
+
 @pytest.mark.triton
 def test_kernels(tmp_path: Path) -> None:
     for path, source in PEERS.items():
         (tmp_path / path).parent.mkdir(parents=True)
         (tmp_path / path).write_text(source)
-    folder = str(tmp_path)
-    done = run("kernels.py", "--dry-run", "--out", folder, "--peers", folder, interpret="1")
+    info = tmp_path / "vllm-0.26.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.26.0\n")
+    out = tmp_path / "cpu.json"
+    command = ("kernels.py", "--dry-run", "--out", str(out), "--peers", str(tmp_path))
+    done = run(*command, "--only", "topk|logits", interpret="1")
     assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "kernels.json").read_text())
-    assert len({row["op"] for row in result["rows"]}) == 5
+    first = rows(out, "kernels")
+    assert {row["op"] for row in first.values()} == {"topk_select", "indexer_logits"}
+    assert json.loads(out.read_text())["kernels"]["peers"] == {"vllm": "0.26.0"}
+    done = run(*command, "--resume", interpret="1")
+    assert done.returncode == 0, done.stderr
+    measured = rows(out, "kernels")
+    assert first.items() <= measured.items()
+    assert len({row["op"] for row in measured.values()}) == 5
     compared: dict[str, list[bool]] = {}
-    for row in result["rows"]:
+    for row in measured.values():
         assert row["us"] > 0
         assert row["roofline_fraction"] > 0
         for name, peer in row["peers"].items():
@@ -76,23 +121,40 @@ def test_kernels(tmp_path: Path) -> None:
         "two launches": [True],
         "vLLM Triton": [False, False],
     }
-    assert result["versions"]["torch"]
     assert "DIFFERS by" in done.stdout
     assert "FlashMLA absent (ModuleNotFoundError" in done.stdout
     assert "SGLang Triton absent (no folder of --peers has sglang" in done.stdout
 
 
+def test_figures(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    out, head = tmp_path / "cpu.json", {"device": "cpu", "date": "today"}
+    kernel = {"op": "sparse_mla", "us": 2.0, "roofline_fraction": 0.5, "flops": 9, "bytes": 3}
+    point = {"heads": 16, "requests": 1, "rows": 1, "context": 64, "ms": {"dsa": 1.0}}
+    served = {"server": "plugin", "context": 96, "ttft_s": [1.0, 2.0], "tpot_s": [0.1, 0.2]}
+    failed = {"case": "b", "failed": "did not end"}
+    parts = {
+        name: {**head, "rows": [{"case": "a", **row}, failed]}
+        for name, row in (("kernels", kernel), ("layer", point), ("serve_gpu", served))
+    }
+    parts["kernels"]["roofline"] = {"bandwidth": 1e12, "flops": 1e15}
+    out.write_text(json.dumps(parts))
+    done = run("plots.py", str(out), "--out", str(tmp_path), interpret="0")
+    assert done.returncode == 0, done.stderr
+    assert {path.stem for path in tmp_path.glob("*.png")} == {f"cpu-{name}" for name in parts}
+
+
 def test_layer(tmp_path: Path) -> None:
-    done = run("layer.py", "--dry-run", "--out", str(tmp_path), interpret="0")
+    out = tmp_path / "cpu.json"
+    done = run("layer.py", "--dry-run", "--out", str(out), interpret="0")
     assert done.returncode == 0, done.stdout + done.stderr
-    result = json.loads((tmp_path / "layer.json").read_text())
     compared = set()
-    for point in result["points"]:
-        assert point["ms"]["dsa"] > 0
-        here = point["rms_difference"].keys()
+    for row in rows(out, "layer").values():
+        assert row["ms"]["dsa"] > 0
+        here = row["rms_difference"].keys()
         dense_too = any(form.startswith("dense") for form in here)
-        assert dense_too == (point["context"] <= result["index_topk"])
-        assert ({"dsa, masked", "dsa, gathered"} <= here) == (point["rows"] > 1)
+        assert dense_too == (row["context"] <= json.loads(out.read_text())["layer"]["index_topk"])
+        assert ({"dsa, masked", "dsa, gathered"} <= here) == (row["rows"] > 1)
         compared |= here
     assert compared >= {"dsa", "dense, matrix products", "dense, SDPA"}
 
@@ -100,11 +162,16 @@ def test_layer(tmp_path: Path) -> None:
 @pytest.mark.serving
 @pytest.mark.matrix
 def test_serve_gpu(tmp_path: Path) -> None:
-    done = run("serve_gpu.py", "--dry-run", "--out", str(tmp_path), interpret="0")
+    """The host itself refuses the model on a CPU, which does not stop the others."""
+    out = tmp_path / "cpu.json"
+    done = run("serve_gpu.py", "--dry-run", "--out", str(out), interpret="0")
     assert done.returncode == 0, done.stdout + done.stderr
-    (result,) = json.loads((tmp_path / "serve_gpu.json").read_text())["results"].values()
-    assert all(min(row.values()) > 0 for row in result["contexts"].values())
-    assert len(result["contexts"]) == 2
+    measured = rows(out, "serve_gpu")
+    assert {case for case, row in measured.items() if "failed" in row} == {"native start"}
+    assert measured["exact v32 eager"]["differ"] == []
+    timed = [row for row in measured.values() if "context" in row]
+    assert len(timed) == 2
+    assert all(min(row["ttft_s"] + row["tpot_s"]) > 0 for row in timed)
 
 
 @pytest.mark.parametrize("script", ["kernels.py", "layer.py", "serve_gpu.py"])
@@ -112,3 +179,68 @@ def test_without_a_gpu_it_says_what_would_work(script: str) -> None:
     done = run(script, interpret="0")
     assert done.returncode == 2
     assert "--dry-run" in done.stderr
+
+
+HANGING = """
+import argparse, sys, time
+import results
+
+parser = argparse.ArgumentParser()
+results.add_options(parser)
+results.CASE_TIMEOUT_S = 0.2
+kept = results.Results("kernels", {"device": "none"}, parser.parse_args())
+kept.add_unfinished({"case": "a", "failed": results.UNFINISHED})
+time.sleep(60)
+"""
+
+
+def test_a_run_that_is_cut_off_keeps_its_rows_and_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "h100.json"
+    begin("layer", out).add({"case": "other", "us": 1})
+    run_1 = begin("kernels", out)
+    run_1.add({"case": "a", "us": 1})
+    run_1.add_unfinished({"case": "b", "failed": results.UNFINISHED})
+    run_1.add({"case": "b", "us": 2})
+    run_1.add_unfinished({"case": "hangs", "failed": results.UNFINISHED})
+    faulthandler.cancel_dump_traceback_later()
+
+    run_2 = begin("kernels", out, "--resume", date="2026-11-29")
+    assert [run_2.wants(case) for case in ("a", "b", "hangs", "c")] == [False, False, False, True]
+    run_2.add({"case": "c", "us": 3})
+    parts = json.loads(out.read_text())
+    assert [row["case"] for row in parts["kernels"]["rows"]] == ["a", "b", "hangs", "c"]
+    assert parts["kernels"]["rows"][1]["us"] == 2
+    assert parts["layer"]["rows"] == [{"case": "other", "us": 1}]
+    # Begun anew, it forgets the rows of before.
+    begin("kernels", out).add({"case": "d", "us": 4})
+    assert [row["case"] for row in json.loads(out.read_text())["kernels"]["rows"]] == ["d"]
+
+
+def test_cases_are_chosen_by_name_and_time(tmp_path: Path) -> None:
+    some = begin("kernels", tmp_path / "x.json", "--only", "topk|128K")
+    assert [some.wants(case) for case in ("topk 8K", "mla 128K", "mla 8K")] == [True, True, False]
+    none = begin("kernels", tmp_path / "x.json", "--seconds", "0")
+    assert not none.wants("topk 8K")
+
+
+def test_what_was_measured_otherwise_is_not_resumed(tmp_path: Path) -> None:
+    out = tmp_path / "h100.json"
+    begin("kernels", out).add({"case": "a", "us": 1})
+    with pytest.raises(SystemExit, match="is of another commit"):
+        begin("kernels", out, "--resume", commit="def")
+
+
+def test_a_case_that_never_comes_back_ends_the_process(tmp_path: Path) -> None:
+    out = tmp_path / "h100.json"
+    began = time.monotonic()
+    command = [sys.executable, "-c", HANGING, "--out", str(out)]
+    done = subprocess.run(command, cwd=BENCHMARKS, capture_output=True, text=True, check=False)
+    assert time.monotonic() - began < 50
+    assert "Timeout" in done.stderr
+    (row,) = json.loads(out.read_text())["kernels"]["rows"]
+    assert row == {"case": "a", "failed": "did not end"}
+
+
+def test_the_file_is_of_the_chip() -> None:
+    assert results.chip("NVIDIA H100 80GB HBM3") == "h100-80gb-hbm3"
+    assert results.chip("AMD Instinct MI300X") == "instinct-mi300x"
