@@ -62,6 +62,7 @@ class Case:
         flops, bytes: the least work, from which the roofline's time follows; flops of products.
         tolerance: root mean square of a peer's difference, relative to our result's.
         make: the calls, when their turn comes: inputs take time and memory.
+        fp8: whether the products are of fp8.
     """
 
     op: str
@@ -71,6 +72,7 @@ class Case:
     bytes: int
     tolerance: float
     make: Callable[[], Calls]
+    fp8: bool = False
 
     @property
     def name(self) -> str:

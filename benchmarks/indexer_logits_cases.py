@@ -45,6 +45,7 @@ def _case(
         bytes=work[1],
         tolerance=TOLERANCE,
         make=make,
+        fp8=True,
     )
 
 

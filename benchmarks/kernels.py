@@ -10,9 +10,9 @@ is listed with the reason. Under the interpreter bf16 peers differ: it multiplie
 
 Times are CUDA events around a captured graph, so without the host's launch cost. The graph runs
 over copies of the inputs and begins with a cold second-level cache, so that no call finds its own
-there, whatever its size. The roofline is measured too: a copy's bandwidth, and bf16 matrix
-products. Usual shapes come first, and each figure is written at once (results.py). A fault of the
-GPU, or a case that takes minutes, ends the process: --resume goes on behind it.
+there, whatever its size. The roofline is measured too: a copy's bandwidth, and matrix products in
+bf16 and fp8. Usual shapes come first, and each figure is written at once (results.py). A GPU's
+fault, or a case that takes minutes, ends the process: --resume goes on behind it.
 """
 
 from __future__ import annotations
@@ -46,10 +46,14 @@ OPS = (
 
 @dataclass(frozen=True)
 class Roofline:
-    """What this device reaches: bytes a second of a copy, multiply-adds (times two) a second."""
+    """What this device reaches: bytes a second of a copy, multiply-adds (times two) a second.
+
+    In bf16, and in fp8, which not every chip multiplies.
+    """
 
     bandwidth: float
     flops: float
+    fp8_flops: float | None
 
     @classmethod
     def measure(cls, scale: Scale) -> Roofline:
@@ -59,13 +63,23 @@ class Roofline:
         n = 64 if scale.tiny else 8192
         a = torch.randn(n, n, device=scale.device).bfloat16()
         b, c = torch.randn_like(a), torch.empty_like(a)
+        one, a8 = torch.ones((), device=scale.device), a.to(torch.float8_e4m3fn)
+        try:
+            fp8 = seconds(
+                [lambda: torch.ops.aten._scaled_mm(a8, a8.t(), one, one, out_dtype=a.dtype)],
+                scale.device,
+            )
+        except (RuntimeError, ValueError):
+            fp8 = None
         return cls(
             2 * size / seconds([lambda: target.copy_(source)], scale.device),
             2 * n**3 / seconds([lambda: torch.mm(a, b, out=c)], scale.device),
+            None if fp8 is None else 2 * n**3 / fp8,
         )
 
     def least_seconds(self, case: Case) -> float:
-        return max(case.bytes / self.bandwidth, case.flops / self.flops)
+        flops = (self.fp8_flops if case.fp8 else None) or self.flops
+        return max(case.bytes / self.bandwidth, case.flops / flops)
 
 
 def measure(
