@@ -202,6 +202,15 @@ def test_inputs_are_made_when_a_case_has_its_turn() -> None:
         cases[0].make()
 
 
+def test_scores_are_products_of_fp8_where_the_chip_has_them() -> None:
+    kernels, scale = import_module("kernels"), Mock(tiny=True, copies=lambda _: 1)
+    products = [each for op in kernels.OPS for each in op(scale) if each.flops]
+    for fp8_flops, of_scores in ((4.0, 4.0), (None, 2.0)):
+        roofline = kernels.Roofline(bandwidth=1e30, flops=2.0, fp8_flops=fp8_flops)
+        rates = {each.op: each.flops / roofline.least_seconds(each) for each in products}
+        assert rates == {"sparse_mla": 2.0, "masked_mha": 2.0, "indexer_logits": of_scores}
+
+
 @pytest.mark.parametrize(
     ("rows", "heads", "slow"), [(8, 128, False), (32, 16, False), (32, 128, True)]
 )
