@@ -28,7 +28,8 @@ from dsa_kernels.tuning import LaunchConfig
 
 _HEAD_DIM = tl.constexpr(INDEX_HEAD_DIM)
 _MIN_COLUMNS = 16  # of the matrix instructions of some chips
-_PROGRAMS_PER_SM = 8  # few enough to load queries seldom, enough for a short last wave
+# Few enough to load queries seldom, enough for a short last wave.
+_PROGRAMS_PER_SM = {"prefill": 8, "paged": 4}
 
 
 def indexer_logits(
@@ -75,7 +76,7 @@ def launches(
         return []
     config = _config("prefill", q, rows, arch)
     groups = triton.cdiv(rows, _rows_a_program(config))
-    tiles, segments = _split_keys(keys, groups, config, arch)
+    tiles, segments = _split_keys("prefill", keys, groups, config, arch)
     arguments = {
         **_queries(q, weights, arch),
         "keys": _bytes_if_fp8(k),
@@ -108,7 +109,7 @@ def paged_launches(
     q, weights = q.flatten(0, 1), weights.flatten(0, 1)
     config = _config("paged", q, next_n, arch)
     groups = triton.cdiv(next_n, _rows_a_program(config))
-    tiles, segments = _split_keys(keys, batch * groups, config, arch)
+    tiles, segments = _split_keys("paged", keys, batch * groups, config, arch)
     blocks, block_size, _ = cache.shape
     arguments = {
         **_queries(q, weights, arch),
@@ -178,10 +179,11 @@ def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def _config(phase: str, q: Tensor, rows: int, arch: Arch) -> LaunchConfig:
     """The table's entry, its product narrowed to the columns that `rows` rows can fill.
 
-    The shape key is (prefill or paged, bits of a query's value).
+    The shape key is (prefill or paged, bits of a query's value), and of fp8 32 or 64 heads, too.
     """
-    config = launch_config("indexer_logits", arch, (phase, 8 * q.dtype.itemsize))
-    heads = _block_heads(q)
+    heads, bits = _block_heads(q), 8 * q.dtype.itemsize
+    key = (phase, bits) if bits > 8 else (phase, bits, 64 if heads > 32 else 32)
+    config = launch_config("indexer_logits", arch, key)
     needed = max(heads, min(config.blocks["BLOCK_COLUMNS"], heads * triton.next_power_of_2(rows)))
     blocks = {**config.blocks, "BLOCK_COLUMNS": max(needed, _MIN_COLUMNS), "BLOCK_HEADS": heads}
     return replace(config, blocks=blocks)
@@ -195,10 +197,12 @@ def _rows_a_program(config: LaunchConfig) -> int:
     return config.blocks["BLOCK_COLUMNS"] // config.blocks["BLOCK_HEADS"]
 
 
-def _split_keys(keys: int, groups: int, config: LaunchConfig, arch: Arch) -> tuple[int, int]:
+def _split_keys(
+    phase: str, keys: int, groups: int, config: LaunchConfig, arch: Arch
+) -> tuple[int, int]:
     """Tiles a program, and programs that share the keys of one group of rows."""
     tiles = triton.cdiv(keys, config.blocks["BLOCK_KEYS"])
-    segments = min(tiles, triton.cdiv(_PROGRAMS_PER_SM * arch.num_sms, groups))
+    segments = min(tiles, triton.cdiv(_PROGRAMS_PER_SM[phase] * arch.num_sms, groups))
     tiles_a_program = triton.cdiv(tiles, segments)
     return tiles_a_program, triton.cdiv(tiles, tiles_a_program)
 

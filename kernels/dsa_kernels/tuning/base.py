@@ -11,10 +11,12 @@ from dsa_kernels.tuning import LaunchConfig as Config
 
 BASE: Configs = {
     "indexer_logits": {
-        ("prefill", 8): Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 128}, 4, 3),
+        ("prefill", 8, 32): Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 128}, 4, 3),
+        ("prefill", 8, 64): Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 128}, 4, 3),
         ("prefill", 16): Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 128}, 4, 3),
         ("prefill", 32): Config({"BLOCK_KEYS": 32, "BLOCK_COLUMNS": 64}, 8, 1),
-        ("paged", 8): Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 128}, 4, 3),
+        ("paged", 8, 32): Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 128}, 4, 3),
+        ("paged", 8, 64): Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 128}, 4, 3),
         ("paged", 16): Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 128}, 4, 3),
         ("paged", 32): Config({"BLOCK_KEYS": 32, "BLOCK_COLUMNS": 64}, 8, 1),
         "gather": Config({"BLOCK_TOKENS": 32}, 4, 1),

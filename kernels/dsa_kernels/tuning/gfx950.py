@@ -7,10 +7,12 @@ from dsa_kernels.tuning import LaunchConfig as Config
 
 CHANGES: Changes = {
     "indexer_logits": {
-        ("prefill", 8): (Config({"BLOCK_KEYS": 128, "BLOCK_COLUMNS": 128}, 8, 2), COMPILED),
+        ("prefill", 8, 32): (Config({"BLOCK_KEYS": 128, "BLOCK_COLUMNS": 128}, 8, 2), COMPILED),
+        ("prefill", 8, 64): (Config({"BLOCK_KEYS": 128, "BLOCK_COLUMNS": 128}, 8, 2), COMPILED),
         ("prefill", 16): (Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 128}, 4, 2), COMPILED),
         ("prefill", 32): (Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 64}, 4, 1), COMPILED),
-        ("paged", 8): (Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 128}, 4, 2), COMPILED),
+        ("paged", 8, 32): (Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 128}, 4, 2), COMPILED),
+        ("paged", 8, 64): (Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 128}, 4, 2), COMPILED),
         ("paged", 16): (Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 128}, 4, 2), COMPILED),
         ("paged", 32): (Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 64}, 4, 1), COMPILED),
     },

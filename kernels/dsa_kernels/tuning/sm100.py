@@ -7,7 +7,8 @@ from dsa_kernels.tuning import LaunchConfig as Config
 
 CHANGES: Changes = {
     "indexer_logits": {
-        ("prefill", 8): (Config({"BLOCK_KEYS": 128, "BLOCK_COLUMNS": 128}, 8, 3), COMPILED),
+        ("prefill", 8, 32): (Config({"BLOCK_KEYS": 128, "BLOCK_COLUMNS": 128}, 8, 3), COMPILED),
+        ("prefill", 8, 64): (Config({"BLOCK_KEYS": 128, "BLOCK_COLUMNS": 128}, 8, 3), COMPILED),
         ("prefill", 16): (Config({"BLOCK_KEYS": 128, "BLOCK_COLUMNS": 128}, 8, 3), COMPILED),
     },
     # A BLOCK_H of 64 should multiply by tcgen05, but Triton 3.9 compiles it to a kernel that does
