@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dsa_plugin.attention import ops
-from dsa_plugin.attention.selection import select
-from dsa_plugin.attention.sparse import attend
+from dsa_plugin.attention.selection import index_query, select
+from dsa_plugin.attention.sparse import attend, rotate_decodes
 from dsa_plugin.attention.warm_up import warm_up_gpu
 
 if TYPE_CHECKING:
@@ -44,13 +44,17 @@ def forward(
     warm_up_gpu(forward, layer, projections, metadata, topk_indices.shape[1])
     tokens = metadata.num_tokens
     projections = projections.first(tokens)
-    write_latents(layer, projections, metadata)
-    decode_slots = None
-    if layer.indexer is not None:
-        write_index_keys(layer.indexer, projections, metadata)
-        if not reuse_selection:
-            decode_slots = select(layer.indexer, projections, metadata, topk_indices)
-    attend(layer, projections, metadata, topk_indices, decode_slots, out[:tokens])
+    query = decode_slots = None
+    with ops.one_launch():
+        write_latents(layer, projections, metadata)
+        decode_query = rotate_decodes(layer.mla, projections, metadata)
+        if layer.indexer is not None:
+            write_index_keys(layer.indexer, projections, metadata)
+            if not reuse_selection:
+                query = index_query(layer.indexer, projections, metadata, topk_indices.shape[1])
+    if layer.indexer is not None and not reuse_selection:
+        decode_slots = select(layer.indexer, query, metadata, topk_indices)
+    attend(layer, projections, metadata, topk_indices, decode_slots, decode_query, out[:tokens])
     out[tokens:].zero_()
 
 

@@ -6,6 +6,8 @@ import dsa_kernels.sparse_mla as sparse_mla_ops
 import dsa_kernels.topk_select as topk_select_ops
 from dsa_plugin.attention.op_counts import counted
 
+one_launch = cache_write_ops.one_launch
+
 latent_cache_write = counted(cache_write_ops.latent_cache_write)
 index_cache_write = counted(cache_write_ops.index_cache_write)
 index_query = counted(cache_write_ops.index_query)

@@ -15,24 +15,16 @@ if TYPE_CHECKING:
     from dsa_plugin.attention.metadata import DSAMetadata, PrefillChunk
 
 
-def select(
-    indexer: Indexer, projections: Projections, metadata: DSAMetadata, topk_indices: Tensor
-) -> Tensor | None:
-    """Choose each row's tokens: writes `topk_indices[:T]`, [T, index_topk] int32, -1 padded.
-
-    Returns:
-        Slots of the decode rows, [decode tokens, index_topk] int64, where they were scored.
-    """
-    topk = topk_indices.shape[1]
-    decodes = metadata.num_decode_tokens
-    score_decodes = decodes > 0 and metadata.max_decode_context_len > topk
-    scored = [chunk for chunk in metadata.prefill_chunks if chunk.num_keys > topk]
-    if not score_decodes and not scored:
-        _select_all(metadata.context_lens, topk_indices[: metadata.num_tokens])
+def index_query(
+    indexer: Indexer, projections: Projections, metadata: DSAMetadata, index_topk: int
+) -> tuple[Tensor, Tensor] | None:
+    """Queries and head weights of all rows; None where none sees more than index_topk keys."""
+    if not _scores_decodes(metadata, index_topk) and not any(
+        chunk.num_keys > index_topk for chunk in metadata.prefill_chunks
+    ):
         return None
-
     assert projections.index is not None
-    q, weights = ops.index_query(
+    return ops.index_query(
         projections.index.q,
         projections.index.weights,
         indexer.rope,
@@ -40,9 +32,32 @@ def select(
         hadamard=indexer.is_fp8,
         fp8=indexer.is_fp8,
     )
+
+
+def select(
+    indexer: Indexer,
+    query: tuple[Tensor, Tensor] | None,
+    metadata: DSAMetadata,
+    topk_indices: Tensor,
+) -> Tensor | None:
+    """Choose each row's tokens: writes `topk_indices[:T]`, [T, index_topk] int32, -1 padded.
+
+    Args:
+        indexer: its key cache is read.
+        query: of `index_query`.
+        metadata: the batch.
+        topk_indices: written.
+
+    Returns:
+        Slots of the decode rows, [decode tokens, index_topk] int64, where they were scored.
+    """
+    if query is None:
+        _select_all(metadata.context_lens, topk_indices[: metadata.num_tokens])
+        return None
+    (q, weights), topk, decodes = query, topk_indices.shape[1], metadata.num_decode_tokens
     keys = indexer.key_cache
     decode_slots = None
-    if score_decodes:
+    if _scores_decodes(metadata, topk):
         decode_slots = _select_decodes(
             q[:decodes], weights[:decodes], keys, metadata, topk_indices[:decodes]
         )
@@ -55,6 +70,10 @@ def select(
         else:
             _select_all(metadata.context_lens[rows], topk_indices[rows])
     return decode_slots
+
+
+def _scores_decodes(metadata: DSAMetadata, index_topk: int) -> bool:
+    return metadata.num_decodes > 0 and metadata.max_decode_context_len > index_topk
 
 
 def _select_all(context_lens: Tensor, topk_indices: Tensor) -> None:

@@ -17,12 +17,25 @@ if TYPE_CHECKING:
     from dsa_plugin.attention.metadata import DSAMetadata, PrefillChunk
 
 
+def rotate_decodes(mla: MLAWeights, projections: Projections, metadata: DSAMetadata) -> Tensor:
+    """The decode rows' absorbed queries [decode tokens, heads, 576], of which the last 64 are there.
+
+    The rest is `attend`'s: these can be made along with what is written to the caches.
+    """
+    rows = metadata.num_decode_tokens
+    q = projections.q[:rows]
+    query = q.new_empty(*q.shape[:2], LATENT_DIM)
+    _rotate_into(query, mla, q, projections.positions[:rows])
+    return query
+
+
 def attend(
     layer: Layer,
     projections: Projections,
     metadata: DSAMetadata,
     topk_indices: Tensor,
     decode_slots: Tensor | None,
+    decode_query: Tensor,
     out: Tensor,
 ) -> None:
     """Each row over its selection, in the fastest of three forms.
@@ -36,6 +49,7 @@ def attend(
         metadata: the batch; T is its num_tokens.
         topk_indices: [>= T, index_topk] int32, positions within each row's request.
         decode_slots: of the decode rows, from `select`; None: they are looked up.
+        decode_query: of `rotate_decodes`; the rest of it is written.
         out: [T, heads, v_head_dim], written.
     """
     index_topk = topk_indices.shape[1]
@@ -50,16 +64,19 @@ def attend(
         done.append(chunk)
     decodes = slice(0, metadata.num_decode_tokens)
     for rows in _other_rows(done, metadata):
-        if rows == decodes and decode_slots is not None:
-            slots = decode_slots
+        if rows == decodes:
+            query, slots = decode_query, decode_slots
+            _absorb_into(query, layer.mla, projections.q[rows])
         else:
+            query, slots = _absorbed(layer.mla, projections, rows), None
+        if slots is None:
             slots = ops.topk_slots(
                 topk_indices[rows],
                 metadata.block_table,
                 metadata.request_ids[rows],
                 metadata.block_size,
             )
-        _attend_gathered(layer.mla, projections, metadata, rows, layer.latent_cache, slots, out)
+        _attend_gathered(layer.mla, query, metadata, rows, layer.latent_cache, slots, out)
 
 
 def attend_masked(
@@ -104,7 +121,8 @@ def attend_decoded(
     # Whole pages, as the kernel is compiled for their size; the tail, never selected, may be NaN.
     latents = ops.gather_latents(layer.latent_cache, table, _pages(chunk, page) * page, dtype)
     pages, slots = latents.unflatten(0, (-1, page)), topk_indices[rows]
-    _attend_gathered(layer.mla, projections, metadata, rows, pages, slots, out)
+    query = _absorbed(layer.mla, projections, rows)
+    _attend_gathered(layer.mla, query, metadata, rows, pages, slots, out)
 
 
 def reserve(q: Tensor, index_topk: int, workspace_bytes: int) -> None:
@@ -157,7 +175,7 @@ def _pages(chunk: PrefillChunk, block_size: int) -> int:
 
 def _attend_gathered(
     mla: MLAWeights,
-    projections: Projections,
+    query: Tensor,
     metadata: DSAMetadata,
     rows: slice,
     cache: Tensor,
@@ -165,7 +183,6 @@ def _attend_gathered(
     out: Tensor,
 ) -> None:
     """Rows over the entries of `cache` that `slots` [rows, index_topk] name, into `out[rows]`."""
-    query = _absorbed(mla, projections.q[rows], projections.positions[rows])
     lens = metadata.context_lens[rows]
     attended, _ = ops.sparse_mla(query, cache, slots, mla.softmax_scale, topk_length=lens)
     torch.bmm(attended.transpose(0, 1), mla.w_uv, out=out[rows].transpose(0, 1))
@@ -197,13 +214,18 @@ def _rotated(mla: MLAWeights, q: Tensor, positions: Tensor) -> Tensor:
     return rotated
 
 
-def _absorbed(mla: MLAWeights, q: Tensor, positions: Tensor) -> Tensor:
-    """[T, heads, nope + 64] -> [T, heads, 576]: nope through W_UK, the last 64 rotated."""
-    absorbed = q.new_empty(*q.shape[:2], LATENT_DIM)
-    q_nope = q[..., :-ROPE_DIM].transpose(0, 1)
-    torch.bmm(q_nope, mla.w_uk, out=absorbed[..., :KV_LORA_RANK].transpose(0, 1))
-    _rotate_into(absorbed, mla, q, positions)
-    return absorbed
+def _absorbed(mla: MLAWeights, projections: Projections, rows: slice) -> Tensor:
+    """[rows, heads, 576]: nope through W_UK, the last 64 rotated."""
+    q = projections.q[rows]
+    query = q.new_empty(*q.shape[:2], LATENT_DIM)
+    _absorb_into(query, mla, q)
+    _rotate_into(query, mla, q, projections.positions[rows])
+    return query
+
+
+def _absorb_into(query: Tensor, mla: MLAWeights, q: Tensor) -> None:
+    q_nope, out = q[..., :-ROPE_DIM], query[..., :KV_LORA_RANK]
+    torch.bmm(q_nope.transpose(0, 1), mla.w_uk, out=out.transpose(0, 1))
 
 
 def _rotate_into(query: Tensor, mla: MLAWeights, q: Tensor, positions: Tensor) -> None:

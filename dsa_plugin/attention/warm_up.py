@@ -73,11 +73,15 @@ def launch_all(
     index_topk: int,
 ) -> None:
     """Every kernel that batches of such projections and metadata can need."""
-    for batch in _batches(metadata, index_topk):
+    for number, batch in enumerate(_batches(metadata, index_topk)):
         projections = _zeros(like, batch.num_tokens)
         out = like.q.new_empty(*projections.q.shape[:2], layer.mla.w_uv.shape[2])
         topk_indices = batch.request_ids.new_zeros(batch.num_tokens, index_topk)
         forward(layer, projections, batch, topk_indices, out, reuse_selection=False)
+        if number == 0:
+            # What is written in one launch without index queries, and without index keys.
+            for each in (layer, replace(layer, indexer=None)):
+                forward(each, projections, batch, topk_indices, out, reuse_selection=True)
         for chunk in batch.prefill_chunks:
             attend_masked(layer, projections, batch, chunk, topk_indices, out)
             if layer.latent_cache.dtype == torch.uint8:

@@ -38,8 +38,15 @@ class Prefill:
     out: Tensor
 
     def attend(self) -> None:
+        none = sparse.rotate_decodes(self.layer.mla, self.projections, self.metadata)
         sparse.attend(
-            self.layer, self.projections, self.metadata, self.topk_indices, None, self.out
+            self.layer,
+            self.projections,
+            self.metadata,
+            self.topk_indices,
+            None,
+            none,
+            self.out,
         )
 
 

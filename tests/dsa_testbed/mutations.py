@@ -101,7 +101,7 @@ def _dense(function: Function) -> Function:
         )
         visible = everything <= positions[:, None]
         everything = torch.where(visible, everything, -1)
-        function(layer, projections, metadata, everything, None, rest[1])
+        function(layer, projections, metadata, everything, None, *rest[1:])
 
     return attend
 

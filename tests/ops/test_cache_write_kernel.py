@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsa_kernels.arch import ARCHS, is_interpreting
+from dsa_kernels.arch import ARCHS
 from dsa_kernels.cache_write import (
     Norm,
     Rope,
@@ -20,47 +20,44 @@ from dsa_kernels.cache_write import (
 )
 from dsa_kernels.layout import index_fp8_views, latent_fp8_views
 from dsa_kernels.testing import make_index_cache, make_latent_cache
-from dsa_kernels.tuning import LaunchConfig
 from dsa_testbed.cache_entries import EPS, make_rope, rope_truth
 from dsa_testbed.far_apart import far_apart
+from dsa_testbed.kernel_runs import unless_interpreted
 
 pytestmark = [pytest.mark.triton, pytest.mark.usefixtures("poisoned_empty", "kernels_run")]
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-def test_more_rows_than_a_grid_axis_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many rows a program where interpreted, whose programs take milliseconds each."""
-    from dsa_kernels.cache_write import kernel
-
-    if is_interpreting():
-        config = LaunchConfig({"BLOCK_ROWS": 4096}, 4, 1)
-        monkeypatch.setattr(kernel, "launch_config", lambda *_key: config)
-    x, positions = torch.randn(1100, 64, 64), torch.arange(1100)
-    result = apply_rope(x, make_rope(1100, interleaved=True), positions)
+def test_more_rows_than_a_grid_axis_has() -> None:
+    """A program takes a token's heads; the interpreter, milliseconds a program."""
+    tokens = unless_interpreted(70_000, 100)
+    x, positions = torch.randn(tokens, 1, 64), torch.arange(tokens)
+    result = apply_rope(x, make_rope(tokens, interleaved=True), positions)
     expected = rope_truth(x, positions, True)
     torch.testing.assert_close(result.double(), expected, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ARCHS)
 def test_grids_fit_every_chip(name: str, kernels_run: list[str]) -> None:
-    """Only the first axis of a grid may pass 65,535: tokens and rows lie there."""
+    """Only the first axis of a grid may pass 65,535: tokens and heads lie there."""
     from dsa_kernels.cache_write import kernel
 
     kernels_run.append("none: meta tensors")
     empty, tokens, arch = partial(torch.empty, device="meta"), 2_000_000, ARCHS[name]
     norm, rope = Norm(empty(512), EPS, empty(128)), Rope(empty(9, 64), interleaved=True)
-    positions, kv, q = empty(tokens), empty(tokens, 576), empty(tokens, 2, 128)
+    positions, kv, q = empty(tokens), empty(tokens, 576), empty(tokens, 65, 128)
     rotated = rope, positions
-    (launch,) = kernel.latent_launches(kv, norm, *rotated, empty(3, 16, 576), positions, arch)
-    assert launch.grid == (tokens,)
+    latent = kernel.latent_job(kv, norm, *rotated, empty(3, 16, 576), positions)
     k, cache = kv[:, :128], empty(3, 16, 128)
-    (launch,) = kernel.index_launches(k, norm, *rotated, cache, positions, False, arch)
-    assert len(launch.grid) == 1
-    assert launch.grid[0] * launch.config.blocks["BLOCK_TOKENS"] >= tokens
-    (launch,) = kernel.query_launches(q, *rotated, q, arch)
-    assert len(launch.grid) == 1
-    assert launch.grid[0] * launch.config.blocks["BLOCK_ROWS"] >= 2 * tokens
+    key = kernel.key_job(k, norm, *rotated, cache, positions, False, arch)
+    query = kernel.query_job(q, *rotated, q, arch)
+    (launch,) = kernel.launches([latent, key, query], arch)
+    blocks = launch.config.blocks
+    assert launch.grid == (latent.programs + key.programs + query.programs,)
+    assert latent.programs == tokens
+    assert key.programs * blocks["BLOCK_TOKENS"] >= tokens
+    assert query.programs * blocks["BLOCK_HEADS"] >= 65 * tokens
 
 
 def test_e4m3_is_encoded_as_torch_does() -> None:

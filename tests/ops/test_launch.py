@@ -138,13 +138,16 @@ def test_only_the_first_axis_grows_with_the_rows(arch: Arch) -> None:
     rope = Rope(meta(4096, 64), interleaved=True)
     pages = topk.Pages(table, ids, 64, meta(rows, 2048, dtype=torch.int64))
     launches = {
-        "latents": cache_write.latent_launches(
-            meta(rows, 576), rms, rope, slots, latents, slots, arch
+        "latents": cache_write.launches(
+            [cache_write.latent_job(meta(rows, 576), rms, rope, slots, latents, slots)], arch
         ),
-        "keys": cache_write.index_launches(
-            meta(rows, 128), layer, rope, slots, keys, slots, True, arch
+        "index keys": cache_write.launches(
+            [cache_write.key_job(meta(rows, 128), layer, rope, slots, keys, slots, True, arch)],
+            arch,
         ),
-        "queries": cache_write.query_launches(index_q, rope, slots, index_q, arch, hadamard=True),
+        "queries": cache_write.launches(
+            [cache_write.query_job(index_q, rope, slots, index_q, arch, hadamard=True)], arch
+        ),
         "scores": indexer.launches(
             index_q, weights, meta(160_000, 128), ids, ids, None, logits, arch
         ),

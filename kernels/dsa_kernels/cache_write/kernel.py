@@ -1,4 +1,7 @@
-"""Triton kernels of cache_write.
+"""Triton kernel of cache_write: one, each of whose programs does a part of one op.
+
+A token brings little work, and a launch takes some microseconds however little it does: what
+`one_launch` holds together is one launch.
 
 Values are rounded to the input's dtype after each step, as the reference does. e4m3 is written by
 integer arithmetic, the same on every chip: half of them have no such conversion.
@@ -11,7 +14,7 @@ integer arithmetic, the same on every chip: half of them have no such conversion
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dsa_kernels.arch import Arch, arch_of
+from dsa_kernels.cache_write.one_launch import Job, submit
 from dsa_kernels.dims import (
     FP8_BLOCK,
     FP8_MAX,
@@ -33,7 +37,8 @@ from dsa_kernels.dims import (
 )
 from dsa_kernels.launch import Launch, launch_config, strides
 from dsa_kernels.norm_and_rope import Norm, Rope
-from dsa_kernels.primitives import dot, quantise_e4m3, round_to
+from dsa_kernels.primitives import quantise_e4m3, round_to
+from dsa_kernels.tuning import LaunchConfig
 
 # fp32's exponent field of the smallest scales: of the scale itself in the latent cache, of
 # amax / 448 in the index cache.
@@ -51,8 +56,7 @@ def latent_cache_write(
 ) -> None:
     """As the public function."""
     arch = arch_of(kv.device)
-    for launch in latent_launches(kv, norm, rope, positions, cache, slot_mapping, arch):
-        launch.run()
+    submit(latent_job(kv, norm, rope, positions, cache, slot_mapping), arch, run)
 
 
 def index_cache_write(
@@ -66,8 +70,7 @@ def index_cache_write(
 ) -> None:
     """As the public function."""
     arch = arch_of(k.device)
-    for launch in index_launches(k, norm, rope, positions, cache, slot_mapping, hadamard, arch):
-        launch.run()
+    submit(key_job(k, norm, rope, positions, cache, slot_mapping, hadamard, arch), arch, run)
 
 
 def index_query(
@@ -81,41 +84,48 @@ def index_query(
 ) -> None:
     """As the public function, into `out`, in fp8 if that is, and `out_weights`."""
     arch, scaled = arch_of(q.device), (weights, out_weights)
-    for launch in query_launches(q, rope, positions, out, arch, hadamard=hadamard, scaled=scaled):
-        launch.run()
+    submit(query_job(q, rope, positions, out, arch, hadamard=hadamard, scaled=scaled), arch, run)
 
 
 def apply_rope(x: Tensor, rope: Rope, positions: Tensor, out: Tensor) -> None:
     """As the public function, into `out`; both are [T, heads, 64]."""
-    for launch in query_launches(x, rope, positions, out, arch_of(x.device)):
+    arch = arch_of(x.device)
+    submit(query_job(x, rope, positions, out, arch), arch, run)
+
+
+def run(jobs: Sequence[Job], arch: Arch) -> None:
+    for launch in launches(jobs, arch):
         launch.run()
 
 
-def latent_launches(
-    kv: Tensor,
-    norm: Norm,
-    rope: Rope,
-    positions: Tensor,
-    cache: Tensor,
-    slot_mapping: Tensor,
-    arch: Arch,
-) -> list[Launch]:
-    tokens = kv.shape[0]
-    if tokens == 0:
-        return []
+def launches(jobs: Sequence[Job], arch: Arch) -> list[Launch]:
+    """Of each op one job at most; none may wait for another."""
+    arguments: dict[str, Any] = dict.fromkeys(_write.arg_names)
+    config = _config(arch)
+    for block in config.blocks:
+        del arguments[block]
+    for job in jobs:
+        arguments[f"{job.name}_programs"] = job.programs
+        arguments |= {f"{job.name}_{name}": value for name, value in job.arguments.items()}
+    programs = sum(job.programs for job in jobs)
+    return [Launch(_write, (programs,), arguments, config)] if programs else []
+
+
+def latent_job(
+    kv: Tensor, norm: Norm, rope: Rope, positions: Tensor, cache: Tensor, slot_mapping: Tensor
+) -> Job:
     arguments = {
-        "kv": kv,
+        "x": kv,
         "norm_weight": norm.weight.contiguous(),
         "eps": norm.eps,
         **_rotation(rope, positions),
         **_destination(cache, slot_mapping),
-        **strides("kv", kv, "td"),
+        **strides("x", kv, "td"),
     }
-    config = launch_config("cache_write", arch, "latent")
-    return [Launch(_write_latent, (tokens,), arguments, config)]
+    return Job("latent", kv.shape[0], arguments)
 
 
-def index_launches(
+def key_job(
     k: Tensor,
     norm: Norm,
     rope: Rope,
@@ -124,29 +134,25 @@ def index_launches(
     slot_mapping: Tensor,
     hadamard: bool,
     arch: Arch,
-) -> list[Launch]:
-    tokens = k.shape[0]
-    if tokens == 0:
-        return []
+) -> Job:
     assert norm.bias is not None
+    tokens = k.shape[0]
     arguments = {
-        "k": k,
+        "x": k,
         "norm_weight": norm.weight.contiguous(),
         "norm_bias": norm.bias.contiguous(),
         "eps": norm.eps,
         **_rotation(rope, positions),
         **_destination(cache, slot_mapping),
-        "num_tokens": tokens,
-        **strides("k", k, "td"),
+        "tokens": tokens,
+        **strides("x", k, "td"),
         "INTERLEAVED": rope.interleaved,
         "HADAMARD": hadamard,
     }
-    config = launch_config("cache_write", arch, "index")
-    grid = (triton.cdiv(tokens, config.blocks["BLOCK_TOKENS"]),)
-    return [Launch(_write_index_keys, grid, arguments, config)]
+    return Job("key", triton.cdiv(tokens, _config(arch).blocks["BLOCK_TOKENS"]), arguments)
 
 
-def query_launches(
+def query_job(
     x: Tensor,
     rope: Rope,
     positions: Tensor,
@@ -155,37 +161,35 @@ def query_launches(
     *,
     hadamard: bool = False,
     scaled: tuple[Tensor, Tensor] | None = None,
-) -> list[Launch]:
-    """`scaled`: the indexer's head weights, and where they go once multiplied."""
-    tokens, heads, width = x.shape
-    if x.numel() == 0:
-        return []
-    weights, out_weights = scaled or (None, None)
+) -> Job:
+    """`scaled`: the indexer's head weights, and where they go once multiplied; else only RoPE."""
+    tokens, heads, _ = x.shape
     fp8 = out.dtype == torch.float8_e4m3fn
     arguments = {
         "x": x,
-        "weights": weights,
-        "factor": heads**-0.5 * INDEX_HEAD_DIM**-0.5,
         **_rotation(rope, positions),
         "out": out.view(torch.uint8) if fp8 else out,
-        "out_weights": out_weights,
-        "num_rows": tokens * heads,
         "heads": heads,
         **strides("x", x, "thd"),
         **strides("out", out, "thd"),
-        **strides("weights", weights, "th"),
-        "WIDTH": width,
         "INTERLEAVED": rope.interleaved,
-        "HADAMARD": hadamard,
-        "FP8": fp8,
     }
-    config = launch_config("cache_write", arch, "query")
-    grid = (triton.cdiv(tokens * heads, config.blocks["BLOCK_ROWS"]),)
-    return [Launch(_rotate_rows, grid, arguments, config)]
+    if scaled is not None:
+        weights, out_weights = scaled
+        arguments |= {
+            "weights": weights,
+            "factor": heads**-0.5 * INDEX_HEAD_DIM**-0.5,
+            "out_weights": out_weights,
+            **strides("weights", weights, "th"),
+            "HADAMARD": hadamard,
+            "FP8": fp8,
+        }
+    groups = triton.cdiv(heads, _config(arch).blocks["BLOCK_HEADS"])
+    return Job("rope" if scaled is None else "query", tokens * groups, arguments)
 
 
 def compile_cases(arch: Arch) -> Iterator[tuple[str, Launch]]:
-    """Each kernel for each precision of its input and of its cache, and both styles of RoPE."""
+    """What layers with and without an indexer launch, and RoPE alone, in each precision."""
 
     def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -196,24 +200,31 @@ def compile_cases(arch: Arch) -> Iterator[tuple[str, Launch]]:
     pairs, halves = Rope(table, interleaved=True), Rope(table, interleaved=False)
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         q = meta(tokens, 64, INDEX_HEAD_DIM, dtype=dtype)
-        scaled = (meta(tokens, 64, dtype=dtype), meta(tokens, 64))
         kv, k = meta(tokens, LATENT_DIM, dtype=dtype), meta(tokens, INDEX_HEAD_DIM, dtype=dtype)
+        q_pe = q[..., :ROPE_DIM]
+        scaled = (meta(tokens, 64, dtype=dtype), meta(tokens, 64))
+        rotate = query_job(q_pe, pairs, position, q_pe, arch)
+        name = str(dtype).removeprefix("torch.")
+        yield f"rope {name}", *launches([rotate], arch)
         for fp8 in (True, False):
-            name = f"{str(dtype).removeprefix('torch.')} to {'fp8' if fp8 else 'same'}"
             stored = torch.uint8 if fp8 else dtype
-            latent = meta(8, 64, LATENT_FP8_BYTES if fp8 else LATENT_DIM, dtype=stored)
-            index = meta(8, 64, INDEX_FP8_BYTES if fp8 else INDEX_HEAD_DIM, dtype=stored)
+            latents = meta(8, 64, LATENT_FP8_BYTES if fp8 else LATENT_DIM, dtype=stored)
+            keys = meta(8, 64, INDEX_FP8_BYTES if fp8 else INDEX_HEAD_DIM, dtype=stored)
             out = torch.empty_like(q, dtype=torch.float8_e4m3fn if fp8 else dtype)
             rope = halves if fp8 else pairs
-            (launch,) = latent_launches(kv, rms, pairs, position, latent, position, arch)
-            yield f"latent {name}", launch
-            (launch,) = index_launches(k, layer, rope, position, index, position, fp8, arch)
-            yield f"index {name}", launch
-            (launch,) = query_launches(q, rope, position, out, arch, hadamard=fp8, scaled=scaled)
-            yield f"query {name}", launch
-        q_pe = q[..., :ROPE_DIM]
-        (launch,) = query_launches(q_pe, pairs, position, q_pe, arch)
-        yield f"rope {str(dtype).removeprefix('torch.')}", launch
+            latent = latent_job(kv, rms, pairs, position, latents, position)
+            key = key_job(k, layer, rope, position, keys, position, fp8, arch)
+            query = query_job(q, rope, position, out, arch, hadamard=fp8, scaled=scaled)
+            for what, jobs in {
+                "all": [latent, key, query, rotate],
+                "latents, keys": [latent, key, rotate],
+                "latents": [latent, rotate],
+            }.items():
+                yield f"{what} {name} to {'fp8' if fp8 else 'same'}", *launches(jobs, arch)
+
+
+def _config(arch: Arch) -> LaunchConfig:
+    return launch_config("cache_write", arch, "write")
 
 
 def _rotation(rope: Rope, positions: Tensor) -> dict[str, Any]:
@@ -236,8 +247,136 @@ def _destination(cache: Tensor, slot_mapping: Tensor) -> dict[str, Any]:
     }
 
 
-@triton.jit(do_not_specialize=["num_slots"])
+@triton.jit(
+    do_not_specialize=[
+        *("latent_programs", "key_programs", "query_programs", "rope_programs"),
+        *("latent_positions", "key_positions", "query_positions", "rope_positions"),
+        *("latent_slot_mapping", "key_slot_mapping", "latent_num_slots", "key_num_slots"),
+        "key_tokens",
+    ]
+)
+def _write(
+    latent_programs,
+    latent_x,
+    latent_norm_weight,
+    latent_eps,
+    latent_positions,
+    latent_cos_sin,
+    latent_cache,
+    latent_slot_mapping,
+    latent_num_slots,
+    latent_x_t,
+    latent_x_d,
+    latent_cos_sin_p,
+    latent_cos_sin_d,
+    latent_cache_b,
+    latent_cache_t,
+    key_programs,
+    key_x,
+    key_norm_weight,
+    key_norm_bias,
+    key_eps,
+    key_positions,
+    key_cos_sin,
+    key_cache,
+    key_slot_mapping,
+    key_num_slots,
+    key_tokens,
+    key_x_t,
+    key_x_d,
+    key_cos_sin_p,
+    key_cos_sin_d,
+    key_cache_b,
+    key_cache_t,
+    query_programs,
+    query_x,
+    query_weights,
+    query_factor,
+    query_positions,
+    query_cos_sin,
+    query_out,
+    query_out_weights,
+    query_heads,
+    query_x_t,
+    query_x_h,
+    query_x_d,
+    query_weights_t,
+    query_weights_h,
+    query_cos_sin_p,
+    query_cos_sin_d,
+    query_out_t,
+    query_out_h,
+    query_out_d,
+    rope_programs,
+    rope_x,
+    rope_positions,
+    rope_cos_sin,
+    rope_out,
+    rope_heads,
+    rope_x_t,
+    rope_x_h,
+    rope_x_d,
+    rope_cos_sin_p,
+    rope_cos_sin_d,
+    rope_out_t,
+    rope_out_h,
+    rope_out_d,
+    latent_BLOCK_SIZE: tl.constexpr,
+    latent_FP8: tl.constexpr,
+    key_INTERLEAVED: tl.constexpr,
+    key_HADAMARD: tl.constexpr,
+    key_BLOCK_SIZE: tl.constexpr,
+    key_FP8: tl.constexpr,
+    query_INTERLEAVED: tl.constexpr,
+    query_HADAMARD: tl.constexpr,
+    query_FP8: tl.constexpr,
+    rope_INTERLEAVED: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+):
+    """A part of one op: programs of the query come first, as they do the most."""
+    program = tl.program_id(0)
+    if query_x is not None:
+        if program < query_programs:
+            _rotate_heads(
+                program, query_x, query_weights, query_factor, query_positions, query_cos_sin,
+                query_out, query_out_weights, query_heads, query_x_t, query_x_h, query_x_d,
+                query_weights_t, query_weights_h, query_cos_sin_p, query_cos_sin_d, query_out_t,
+                query_out_h, query_out_d, _HEAD_DIM, query_INTERLEAVED, query_HADAMARD, query_FP8,
+                BLOCK_HEADS,
+            )  # fmt: skip
+        program -= query_programs
+    if rope_x is not None:
+        if (program >= 0) & (program < rope_programs):
+            _rotate_heads(
+                program, rope_x, None, 1.0, rope_positions, rope_cos_sin, rope_out, None,
+                rope_heads, rope_x_t, rope_x_h, rope_x_d, 0, 0, rope_cos_sin_p, rope_cos_sin_d,
+                rope_out_t, rope_out_h, rope_out_d, _ROPE, rope_INTERLEAVED, False, False,
+                BLOCK_HEADS,
+            )  # fmt: skip
+        program -= rope_programs
+    if latent_x is not None:
+        if (program >= 0) & (program < latent_programs):
+            _write_latent(
+                program, latent_x, latent_norm_weight, latent_eps, latent_positions,
+                latent_cos_sin, latent_cache, latent_slot_mapping, latent_num_slots, latent_x_t,
+                latent_x_d, latent_cos_sin_p, latent_cos_sin_d, latent_cache_b, latent_cache_t,
+                latent_BLOCK_SIZE, latent_FP8,
+            )  # fmt: skip
+        program -= latent_programs
+    if key_x is not None:
+        if program >= 0:
+            _write_keys(
+                program, key_x, key_norm_weight, key_norm_bias, key_eps, key_positions,
+                key_cos_sin, key_cache, key_slot_mapping, key_num_slots, key_tokens, key_x_t,
+                key_x_d, key_cos_sin_p, key_cos_sin_d, key_cache_b, key_cache_t, key_BLOCK_SIZE,
+                key_INTERLEAVED, key_HADAMARD, key_FP8, BLOCK_TOKENS,
+            )  # fmt: skip
+
+
+@triton.jit
 def _write_latent(
+    program,
     kv,
     norm_weight,
     eps,
@@ -256,14 +395,12 @@ def _write_latent(
     FP8: tl.constexpr,
 ):
     """One token: RMSNorm of the first 512 values, RoPE of the last 64."""
-    token = tl.program_id(0).to(tl.int64)
-    slot = tl.load(slot_mapping + token)
-    if (slot < 0) | (slot >= num_slots):
-        return
-    page, offset = _page(cache, slot, cache_b, BLOCK_SIZE)
-    entry = page + offset * cache_t
+    token = program.to(tl.int64) + tl.arange(0, 1)
     DTYPE: tl.constexpr = kv.dtype.element_ty
-    kv += token * kv_t
+    slot, stored = _slot(slot_mapping + token, token >= 0, num_slots)
+    page, offset = _page(cache, slot, cache_b, BLOCK_SIZE)
+    kv, entry = (kv + token * kv_t)[:, None], (page + offset * cache_t)[:, None]
+    mask = stored[:, None]
 
     group, dim = tl.arange(0, _GROUPS)[:, None], tl.arange(0, _GROUP)[None, :]
     dim = group * _GROUP + dim
@@ -272,27 +409,27 @@ def _write_latent(
     nope = nope * tl.rsqrt(mean + eps) * tl.load(norm_weight + dim).to(tl.float32)
     nope = round_to(nope, DTYPE).to(tl.float32)
 
-    dim_pe = tl.arange(0, _ROPE)
-    address = kv + _RANK * kv_d
-    rope = tl.load(address + dim_pe * kv_d).to(tl.float32)
-    partner = tl.load(address + (dim_pe ^ 1) * kv_d).to(tl.float32)
-    row = cos_sin + tl.load(positions + token).to(tl.int64) * cos_sin_p
-    rope = round_to(_rope(rope, partner, dim_pe, row, cos_sin_d, True), DTYPE).to(tl.float32)
+    dim_pe = tl.arange(0, _ROPE)[None, :]
+    pe = tl.load(kv + _RANK * kv_d + dim_pe * kv_d).to(tl.float32)
+    angles = cos_sin + tl.load(positions + token).to(tl.int64) * cos_sin_p
+    pe = _rope(pe, angles[:, None], cos_sin_d, True)
+    pe = round_to(pe, DTYPE).to(tl.float32)
 
     if FP8:
         code, scale = quantise_e4m3(nope, _LATENT_FLOOR)
-        tl.store(entry + dim, code)
+        tl.store(entry + dim, code, mask=mask)
         scales = (entry + _RANK).to(tl.pointer_type(tl.float32))
-        tl.store(scales + tl.arange(0, _GROUPS), scale)
-        pe = (entry + _RANK + 4 * _GROUPS).to(tl.pointer_type(tl.bfloat16))
-        tl.store(pe + dim_pe, round_to(rope, tl.bfloat16))
+        tl.store(scales + group, scale[:, None], mask=mask)
+        rest = (entry + _RANK + 4 * _GROUPS).to(tl.pointer_type(tl.bfloat16))
+        tl.store(rest + dim_pe, round_to(pe, tl.bfloat16), mask=mask)
     else:
-        tl.store(entry + dim, round_to(nope, cache.dtype.element_ty))
-        tl.store(entry + _RANK + dim_pe, round_to(rope, cache.dtype.element_ty))
+        tl.store(entry + dim, round_to(nope, cache.dtype.element_ty), mask=mask)
+        tl.store(entry + _RANK + dim_pe, round_to(pe, cache.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["num_slots", "num_tokens"])
-def _write_index_keys(
+@triton.jit
+def _write_keys(
+    program,
     k,
     norm_weight,
     norm_bias,
@@ -316,44 +453,42 @@ def _write_index_keys(
     BLOCK_TOKENS: tl.constexpr,
 ):
     """Some tokens: LayerNorm, RoPE of the first 64 values, the Hadamard transform."""
-    token = tl.program_id(0).to(tl.int64) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
+    token = program.to(tl.int64) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     is_token = token < num_tokens
-    slot = tl.load(slot_mapping + token, mask=is_token, other=-1)
-    stored = (slot >= 0) & (slot < num_slots)
-    page, offset = _page(cache, tl.where(stored, slot, 0), cache_b, BLOCK_SIZE)
     DTYPE: tl.constexpr = k.dtype.element_ty
+    slot, stored = _slot(slot_mapping + token, is_token, num_slots)
+    page, offset = _page(cache, slot, cache_b, BLOCK_SIZE)
 
     dim = tl.arange(0, _HEAD_DIM)
-    other = dim ^ (1 if INTERLEAVED else _ROPE // 2)
-    row, mask = k + token[:, None] * k_t, is_token[:, None]
-    key = tl.load(row + dim[None, :] * k_d, mask=mask, other=0.0).to(tl.float32)
-    partner = tl.load(row + other[None, :] * k_d, mask=mask, other=0.0).to(tl.float32)
-    mean = tl.sum(key, 1) / _HEAD_DIM
-    centred = key - mean[:, None]
+    address = k + token[:, None] * k_t + dim[None, :] * k_d
+    key = tl.load(address, mask=is_token[:, None], other=0.0).to(tl.float32)
+    centred = key - tl.sum(key, 1)[:, None] / _HEAD_DIM
     deviation = tl.rsqrt(tl.sum(centred * centred, 1) / _HEAD_DIM + eps)
-    key = _normed(key, mean, deviation, norm_weight + dim, norm_bias + dim, DTYPE)
-    partner = _normed(partner, mean, deviation, norm_weight + other, norm_bias + other, DTYPE)
+    weight = tl.load(norm_weight + dim).to(tl.float32)
+    bias = tl.load(norm_bias + dim).to(tl.float32)
+    key = centred * deviation[:, None] * weight[None, :] + bias[None, :]
+    key = round_to(key, DTYPE).to(tl.float32)
 
     position = tl.load(positions + token, mask=is_token, other=0).to(tl.int64)
-    angles = cos_sin + position[:, None] * cos_sin_p
-    key = _rope(key, partner, dim[None, :], angles, cos_sin_d, INTERLEAVED)
+    key = _rope(key, cos_sin + position[:, None] * cos_sin_p, cos_sin_d, INTERLEAVED)
     key = round_to(key, DTYPE).to(tl.float32)
     if HADAMARD:
-        key = round_to(_hadamard(key, DTYPE), DTYPE).to(tl.float32)
+        key = round_to(_hadamard(key), DTYPE).to(tl.float32)
 
+    mask = stored[:, None]
     if FP8:
         code, scale = quantise_e4m3(key, _INDEX_FLOOR)
-        address = page[:, None] + offset[:, None] * _HEAD_DIM + dim[None, :]
-        tl.store(address, code, mask=stored[:, None])
+        tl.store(page[:, None] + offset[:, None] * _HEAD_DIM + dim[None, :], code, mask=mask)
         scales = (page + BLOCK_SIZE * _HEAD_DIM).to(tl.pointer_type(tl.float32))
         tl.store(scales + offset, scale, mask=stored)
     else:
         address = page[:, None] + offset[:, None] * cache_t + dim[None, :]
-        tl.store(address, round_to(key, cache.dtype.element_ty), mask=stored[:, None])
+        tl.store(address, round_to(key, cache.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["positions", "num_rows"])
-def _rotate_rows(
+@triton.jit
+def _rotate_heads(
+    program,
     x,
     weights,
     factor,
@@ -361,77 +496,75 @@ def _rotate_rows(
     cos_sin,
     out,
     out_weights,
-    num_rows,
     heads,
     x_t,
     x_h,
     x_d,
-    out_t,
-    out_h,
-    out_d,
     weights_t,
     weights_h,
     cos_sin_p,
     cos_sin_d,
+    out_t,
+    out_h,
+    out_d,
     WIDTH: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     HADAMARD: tl.constexpr,
     FP8: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
 ):
-    """Some rows, a head of a token each: RoPE of the first 64 values, and what index_query adds."""
-    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    is_row = row < num_rows
-    token, head = row // heads, row % heads
+    """Some heads of one token: RoPE of the first 64 values, and what index_query adds."""
+    groups = tl.cdiv(heads, BLOCK_HEADS)
+    token = (program // groups).to(tl.int64)
+    head = (program % groups).to(tl.int64) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
+    is_head = head < heads
     DTYPE: tl.constexpr = x.dtype.element_ty
 
-    dim = tl.arange(0, WIDTH)
-    other = dim ^ (1 if INTERLEAVED else _ROPE // 2)
-    source, mask = x + (token * x_t + head * x_h)[:, None], is_row[:, None]
-    value = tl.load(source + dim[None, :] * x_d, mask=mask, other=0.0).to(tl.float32)
-    partner = tl.load(source + other[None, :] * x_d, mask=mask, other=0.0).to(tl.float32)
-    position = tl.load(positions + token, mask=is_row, other=0).to(tl.int64)
-    angles = cos_sin + position[:, None] * cos_sin_p
-    value = _rope(value, partner, dim[None, :], angles, cos_sin_d, INTERLEAVED)
-    value = round_to(value, DTYPE).to(tl.float32)
+    dim, mask = tl.arange(0, WIDTH)[None, :], is_head[:, None]
+    address = x + token * x_t + head[:, None] * x_h + dim * x_d
+    value = tl.load(address, mask=mask, other=0.0).to(tl.float32)
+    angles = cos_sin + tl.load(positions + token).to(tl.int64) * cos_sin_p
+    value = round_to(_rope(value, angles, cos_sin_d, INTERLEAVED), DTYPE).to(tl.float32)
     if HADAMARD:
-        value = round_to(_hadamard(value, DTYPE), DTYPE).to(tl.float32)
+        value = round_to(_hadamard(value), DTYPE).to(tl.float32)
 
-    address = out + (token * out_t + head * out_h)[:, None] + dim[None, :] * out_d
-    weight = tl.full((BLOCK_ROWS,), factor, tl.float32)
-    if weights is not None:
-        source = weights + token * weights_t + head * weights_h
-        weight *= tl.load(source, mask=is_row, other=0.0).to(tl.float32)
+    address = out + token * out_t + head[:, None] * out_h + dim * out_d
+    scale = tl.full((BLOCK_HEADS,), factor, tl.float32)
     if FP8:
-        code, scale = quantise_e4m3(value, _INDEX_FLOOR)
+        code, fp8_scale = quantise_e4m3(value, _INDEX_FLOOR)
         tl.store(address, code, mask=mask)
-        weight *= scale
+        scale *= fp8_scale
     else:
         tl.store(address, round_to(value, DTYPE), mask=mask)
     if weights is not None:
-        tl.store(out_weights + row, weight, mask=is_row)
+        source = weights + token * weights_t + head * weights_h
+        weight = tl.load(source, mask=is_head, other=0.0).to(tl.float32)
+        tl.store(out_weights + token * heads + head, weight * scale, mask=is_head)
+
+
+@triton.jit
+def _slot(address, mask, num_slots):
+    """A slot, 0 where it is none of the cache's, and whether it is."""
+    slot = tl.load(address, mask=mask, other=-1)
+    stored = (slot >= 0) & (slot < num_slots)
+    return tl.where(stored, slot, 0).to(tl.int64), stored
 
 
 @triton.jit
 def _page(cache, slot, cache_b, BLOCK_SIZE: tl.constexpr):
     """Where a slot's page starts, and which of the page's tokens the slot is."""
-    slot = slot.to(tl.int64)
     return cache + slot // BLOCK_SIZE * cache_b, slot % BLOCK_SIZE
 
 
 @triton.jit
-def _normed(x, mean, deviation, weight, bias, DTYPE: tl.constexpr):
-    weight, bias = tl.load(weight).to(tl.float32), tl.load(bias).to(tl.float32)
-    x = (x - mean[:, None]) * deviation[:, None] * weight[None, :] + bias[None, :]
-    return round_to(x, DTYPE).to(tl.float32)
-
-
-@triton.jit
-def _rope(x, partner, dim, angles, cos_sin_d, INTERLEAVED: tl.constexpr):
-    """Rotate the pairs (x, partner) of the first 64 values; dim: which value x is."""
+def _rope(x, angles, cos_sin_d, INTERLEAVED: tl.constexpr):
+    """Rotate the first 64 values of rows x [rows, n]; angles: of each row, [rows, 1], or of all."""
+    dim = tl.arange(0, x.shape[1])[None, :]
     if INTERLEAVED:
+        partner = _swapped(x, 1)
         pair, first = dim // 2, dim % 2 == 0
     else:
+        partner = _swapped(x, _ROPE // 2)
         pair, first = dim % (_ROPE // 2), dim < _ROPE // 2
     rotated = dim < _ROPE
     cos = tl.load(angles + pair * cos_sin_d, mask=rotated, other=1.0).to(tl.float32)
@@ -441,23 +574,21 @@ def _rope(x, partner, dim, angles, cos_sin_d, INTERLEAVED: tl.constexpr):
 
 
 @triton.jit
-def _hadamard(x, DTYPE: tl.constexpr):
-    """x [rows, 128] fp32 that holds values of DTYPE -> x . H_128 * 128^-0.5, summed in fp32."""
-    line = tl.arange(0, _HEAD_DIM)
-    # The sign of H[i, j] is the parity of i & j.
-    parity = line[:, None] & line[None, :]
-    parity ^= parity >> 4
-    parity ^= parity >> 2
-    parity ^= parity >> 1
-    sign = (1 - 2 * (parity & 1)).to(tl.float32)
-    if tl.float32 == DTYPE:
-        # Three bf16 hold all of an fp32, and no chip has room for the matrix in fp32.
-        sign = sign.to(tl.bfloat16)
-        high = round_to(x, tl.bfloat16)
-        rest = x - high.to(tl.float32)
-        middle = round_to(rest, tl.bfloat16)
-        low = round_to(rest - middle.to(tl.float32), tl.bfloat16)
-        product = dot(high, sign, dot(middle, sign, dot(low, sign)))
-    else:
-        product = dot(round_to(x, DTYPE), sign.to(DTYPE))
-    return product * _HEAD_DIM**-0.5
+def _hadamard(x):
+    """x [rows, 128] fp32 -> x . H_128 * 128^-0.5, summed in fp32: sums and differences of pairs."""
+    dim = tl.arange(0, _HEAD_DIM)[None, :]
+    for stage in tl.static_range(7):
+        partner = _swapped(x, 1 << stage)
+        x = partner + tl.where((dim >> stage) & 1 == 0, x, -x)
+    return x * _HEAD_DIM**-0.5
+
+
+@triton.jit
+def _swapped(x, STEP: tl.constexpr):
+    """x [rows, n] fp32 with the values i and i ^ STEP of each row in each other's place.
+
+    A thread has its partner's bits by a shuffle: the sum of both, less its own.
+    """
+    pairs = tl.reshape(x.to(tl.int32, bitcast=True), (x.numel // (2 * STEP), 2, STEP))
+    swapped = tl.sum(pairs, 1, keep_dims=True) - pairs
+    return tl.reshape(swapped, x.shape).to(tl.float32, bitcast=True)

@@ -42,8 +42,6 @@ BASE: Configs = {
         "masked float32": Config({"BLOCK_ROWS": 16, "BLOCK_KEYS": 32}, 8, 2),
     },
     "cache_write": {
-        "latent": Config({}, 4, 1),
-        "index": Config({"BLOCK_TOKENS": 16}, 4, 1),
-        "query": Config({"BLOCK_ROWS": 64}, 8, 1),
+        "write": Config({"BLOCK_TOKENS": 2, "BLOCK_HEADS": 8}, 1, 1),
     },
 }

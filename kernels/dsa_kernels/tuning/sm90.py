@@ -23,11 +23,4 @@ CHANGES: Changes = {
         ("fp8", 16): (Config({"BLOCK_H": 16, "BLOCK_K": 32}, 4, 3), COMPILED),
         ("masked", 256): (Config({"BLOCK_ROWS": 128, "BLOCK_KEYS": 32}, 8, 3), COMPILED),
     },
-    "cache_write": {
-        # 4,096 tokens: 8.1 -> 6.3 us, 270 -> 233; one: 3.1 as before, 11.4 -> 6.0. Fewer index keys
-        # a program, 5.6 -> 4.4 us there, spill with Triton 3.9.
-        "latent": (Config({}, 1, 1), SWEEP),
-        "index": (Config({"BLOCK_TOKENS": 16}, 8, 1), COMPILED),
-        "query": (Config({"BLOCK_ROWS": 16}, 4, 1), SWEEP),
-    },
 }
