@@ -31,9 +31,17 @@ def quantise_ue8m0(x: Tensor) -> tuple[Tensor, Tensor]:
         [..., n] float8_e4m3fn and [...] fp32, whose product is x, rounded.
     """
     x = x.float()
-    amax = torch.linalg.vector_norm(x, torch.inf, -1).clamp(min=1e-4)
+    amax = torch.linalg.vector_norm(x, torch.inf, -1).clamp(1e-4, torch.finfo(x.dtype).max)
     scale = round_up_to_power_of_two(amax / FP8_MAX)
-    return (x / scale[..., None]).to(torch.float8_e4m3fn), scale
+    return encode_e4m3(x / scale[..., None]), scale
+
+
+def encode_e4m3(x: Tensor) -> Tensor:
+    """fp32, at most 448 in size where it is finite -> float8_e4m3fn; infinities become NaN.
+
+    e4m3 has none, and torch would make them 448, as if nothing had been wrong.
+    """
+    return x.masked_fill(x.isinf(), torch.nan).to(torch.float8_e4m3fn)
 
 
 def decode_e4m3(values: Tensor, out: Tensor) -> Tensor:

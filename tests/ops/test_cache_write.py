@@ -221,6 +221,33 @@ def test_fp8_scale_is_exact_at_powers_of_two(dtype: torch.dtype, amax: float) ->
         assert torch.equal(codes.view(torch.uint8), expected.view(torch.uint8))
 
 
+@pytest.mark.parametrize("hadamard", [True, False])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_fp8_shows_what_is_not_finite(value: float, hadamard: bool) -> None:
+    """As NaN, which is all that e4m3 has: 448 would pass for a value."""
+    q = torch.ones(1, 2, 128)
+    q[0, 1, 100] = value
+    arguments = (q, torch.ones(1, 2), make_rope(1, interleaved=True), torch.zeros(1).long())
+    codes, weights = index_query(*arguments, hadamard=hadamard, fp8=True)
+    expected = torch.zeros(2, 128, dtype=torch.bool)
+    expected[1, :] = hadamard
+    expected[1, 100] = True
+    assert torch.equal(codes[0].float().isnan(), expected)
+    assert ((weights > 0) & weights.isfinite()).all()
+
+
+def test_fp8_latents_show_what_is_not_finite() -> None:
+    """A weight beyond fp16's range makes an infinity of a finite value."""
+    kv, position = torch.ones(1, 576, dtype=torch.float16), torch.zeros(1).long()
+    weight = torch.ones(512)
+    weight[[3, 200]] = torch.tensor([1e5, -1e5])
+    cache = make_latent_cache(torch.uint8, 1, 16)
+    latent_cache_write(kv, Norm(weight, EPS), make_rope(1, True), position, cache, position)
+    nope, scale, _ = latent_fp8_views(cache)
+    assert nope[0, 0].float().isnan().nonzero().flatten().tolist() == [3, 200]
+    assert scale[0, 0].isfinite().all()
+
+
 @pytest.mark.parametrize("heads", unless_interpreted([1, 8, 20, 64], [1, 20, 64]))
 @pytest.mark.parametrize("interleaved", [True, False])
 def test_query(heads: int, interleaved: bool) -> None:

@@ -21,7 +21,7 @@ from dsa_kernels.dims import (
     LATENT_SCALES,
     ROPE_DIM,
 )
-from dsa_kernels.fp8 import quantise_ue8m0, round_up_to_power_of_two
+from dsa_kernels.fp8 import encode_e4m3, quantise_ue8m0, round_up_to_power_of_two
 from dsa_kernels.layout import index_fp8_views
 from dsa_kernels.norm_and_rope import Norm, Rope
 from dsa_kernels.workspace import TILE_BYTES
@@ -132,7 +132,7 @@ def _pack_latent(nope: Tensor, pe: Tensor) -> Tensor:
     scale = round_up_to_power_of_two(
         (blocks.abs().amax(-1) / FP8_MAX).clamp(min=_LATENT_SCALE_FLOOR)
     )
-    value = (blocks / scale[..., None]).to(torch.float8_e4m3fn)
+    value = encode_e4m3(blocks / scale[..., None])
     return torch.cat(
         (
             value.flatten(1).view(torch.uint8),

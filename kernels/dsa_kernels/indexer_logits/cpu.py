@@ -135,6 +135,8 @@ def _mask(logits: Tensor, start: Tensor, end: Tensor) -> None:
 def _convert(x: Tensor, dtype: torch.dtype) -> Tensor:
     if x.dtype != torch.float8_e4m3fn:
         return x.to(dtype)
+    # Values are read in pairs.
+    x = x.clone(memory_format=torch.contiguous_format) if x.storage_offset() % 2 else x.contiguous()
     return decode_e4m3(x, torch.empty(x.shape, dtype=dtype))
 
 
