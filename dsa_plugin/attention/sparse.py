@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def rotate_decodes(mla: MLAWeights, projections: Projections, metadata: DSAMetadata) -> Tensor:
-    """The decode rows' absorbed queries [decode tokens, heads, 576], of which the last 64 are there.
+    """The decode rows' absorbed queries [decode tokens, heads, 576], as yet only their last 64.
 
-    The rest is `attend`'s: these can be made along with what is written to the caches.
+    The rest is `attend`'s; these can be made along with what is written to the caches.
     """
     rows = metadata.num_decode_tokens
     q = projections.q[:rows]

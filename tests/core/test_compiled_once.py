@@ -10,6 +10,8 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from copy import copy
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -38,6 +40,8 @@ MAX_TOKENS, MAX_BLOCKS = 1024, 160
 # Contexts of the decodes, then rows and contexts of the prefills. The last prefill is masked.
 BATCHES: list[tuple[list[int], list[tuple[int, int]]]] = [
     ([2500], []),
+    ([70, 9], []),
+    ([70], [(20, 90)]),
     ([2500, 9001], []),
     ([8192, 70, 4100], [(3, 2064)]),
     ([5000], [(1, 2049), (16, 4096), (40, 7003)]),
@@ -94,11 +98,36 @@ def test_batches_of_any_shape(
     warm = set(variants)
     for decodes, prefills in BATCHES:
         layer.forward(rows.batch(decodes, prefills, wide_table))
+    for decodes, prefills in BATCHES[1:4]:
+        batch = rows.batch(decodes, prefills, wide_table)
+        layer.forward(batch, reuse_selection=True)
+        layer.without_indexer().forward(batch, reuse_selection=True)
     kernels = {kind.partition(" ")[0] for kind in variants}
     assert {"_score_requests", "_score_rows", "_attend", "_attend_masked", "_find_slots"} <= kernels
     assert set(variants) - warm == set(), "a request would wait for these"
     for kind, parameters in variants.items():
         assert {name: what for name, what in parameters.items() if len(what) > 1} == {}, kind
+
+
+@pytest.mark.parametrize("variants", ["sm90"], indirect=True)
+@pytest.mark.parametrize("context", [70, 2500])
+@pytest.mark.usefixtures("variants")
+@torch.inference_mode()
+def test_a_decode_writes_and_rotates_in_one_launch(
+    context: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a few microseconds each, a layer would feel every one more."""
+    names: list[str] = []
+    run = Launch.run
+
+    def named(launch: Launch) -> None:
+        names.append(launch.kernel.__name__)
+        run(launch)
+
+    monkeypatch.setattr(Launch, "run", named)
+    Layer(torch.uint8).forward(Rows().batch([context, context], [], wide_table=True))
+    assert names[0] == "_write"
+    assert names.count("_write") == 1
 
 
 @pytest.mark.parametrize("variants", ["sm90"], indirect=True)
@@ -192,6 +221,11 @@ class Layer:
         latents = torch.zeros(16, 64, 656 if fp8 else 576, dtype=cache_dtype)
         self.layer = attention.Layer(mla, latents, indexer)
 
+    def without_indexer(self) -> Layer:
+        other = copy(self)
+        other.layer = replace(self.layer, indexer=None)
+        return other
+
     def warm_up(self, batch: DSAMetadata) -> None:
         warm_up.launch_all(attention.forward, self.layer, self.projections(1), batch, TOPK)
 
@@ -205,7 +239,7 @@ class Layer:
             ),
         )
 
-    def forward(self, batch: DSAMetadata) -> None:
+    def forward(self, batch: DSAMetadata, *, reuse_selection: bool = False) -> None:
         tokens = batch.num_tokens
         attention.forward(
             self.layer,
@@ -213,7 +247,7 @@ class Layer:
             batch,
             torch.zeros(tokens, TOPK, dtype=torch.int32),
             zeros(tokens, HEADS, V_HEAD_DIM),
-            reuse_selection=False,
+            reuse_selection=reuse_selection,
         )
 
 

@@ -19,6 +19,7 @@ from dsa_kernels.cache_write import (
     index_cache_write,
     index_query,
     latent_cache_write,
+    one_launch,
 )
 from dsa_kernels.indexer_logits import indexer_logits_paged
 from dsa_kernels.sparse_mla import sparse_mla
@@ -79,6 +80,13 @@ def rotate(b: Batch) -> Tensor:
     return apply_rope(b["q"][..., 512:], Rope(b["cos_sin"], True), b["positions"])
 
 
+def write_all(b: Batch) -> tuple[Tensor, ...]:
+    with one_launch():
+        latents, keys, (q, weights) = write_latents(b), write_keys(b), make_query(b)
+        rotated = rotate(b)
+    return latents, keys, q, weights, rotated
+
+
 def score(b: Batch) -> Tensor:
     q, weights, lens = b["index_q"][:, None], b["weights"][:, None], b["context_lens"][:, None]
     return indexer_logits_paged(q, weights, b["keys"], b["block_table"], lens, LONGEST)
@@ -108,6 +116,7 @@ OPS = [
     write_keys,
     make_query,
     rotate,
+    write_all,
     score,
     select,
     select_slots,

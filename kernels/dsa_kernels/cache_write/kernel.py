@@ -364,8 +364,8 @@ def _write(
                 latent_BLOCK_SIZE, latent_FP8,
             )  # fmt: skip
         program -= latent_programs
-    if key_x is not None:
-        if program >= 0:
+    if key_x is not None:  # noqa: SIM102 (this one the compiler decides)
+        if (program >= 0) & (program < key_programs):
             _write_keys(
                 program, key_x, key_norm_weight, key_norm_bias, key_eps, key_positions,
                 key_cos_sin, key_cache, key_slot_mapping, key_num_slots, key_tokens, key_x_t,
