@@ -119,7 +119,8 @@ def test_nothing_is_launched_after_an_error(kernels_run: list[str]) -> None:
             batch.rotate()
             raise KeyError
 
-    pytest.raises(KeyError, fail)
+    with pytest.raises(KeyError):
+        fail()
     assert kernels_run == []
     batch.write_keys()
     assert len(kernels_run) == 1
