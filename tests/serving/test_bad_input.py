@@ -198,6 +198,7 @@ ARGUMENTS: dict[str, list[tuple[Sequence[str], str]]] = {
         (["--page-size", "32"], "--page-size 32: pages hold 64 tokens"),
         (["--pp-size", "2"], "--pp-size 2"),
         (["--enable-two-batch-overlap"], "--enable-two-batch-overlap: "),
+        (["--enable-torch-compile"], "--enable-torch-compile: the plugin's attention is not"),
         (["--enable-lora", "--max-lora-rank", "8"], "--enable-lora: adapters of kv_b_proj"),
         (["--lora-paths", "a=b"], "--lora-paths: adapters of kv_b_proj"),
         (["--enable-hierarchical-cache"], "--enable-hierarchical-cache: sizes and transfers"),
