@@ -25,29 +25,32 @@ class Linear(nn.Module):
         return x.new_ones(len(x), self.width), None
 
 
+def built(kind: type[nn.Module], **parts: Any) -> Any:
+    """A module of these parts, without a host's configuration."""
+    module = kind.__new__(kind)
+    nn.Module.__init__(module)
+    for name, part in parts.items():
+        setattr(module, name, part)
+    return module
+
+
 def test_a_layer_s_attention_is_one_op() -> None:
     """Without a break, between the projections; the op itself is not run."""
     from dsa_plugin.hosts.vllm.attention import DSAAttention, DSAIndexer
 
-    indexer = DSAIndexer.__new__(DSAIndexer)
-    nn.Module.__init__(indexer)
-    indexer.num_heads = 4
-    indexer.wk_weights_proj, indexer.wq_b = Linear(128 + 4), Linear(4 * 128)
-    layer = DSAAttention.__new__(DSAAttention)
-    nn.Module.__init__(layer)
-    parts: dict[str, Any] = {
-        "num_heads": HEADS,
-        "q_lora_rank": Q_LORA,
-        "v_head_dim": V_HEAD_DIM,
-        "prefix": "model.layers.0.attn",
-        "indexer": indexer,
-        "fused_qkv_a_proj": Linear(Q_LORA + 576),
-        "q_a_layernorm": nn.Identity(),
-        "q_b_proj": Linear(HEADS * (NOPE + 64)),
-        "o_proj": Linear(HIDDEN),
-    }
-    for name, part in parts.items():
-        setattr(layer, name, part)
+    indexer = built(DSAIndexer, num_heads=4, wk_weights_proj=Linear(128 + 4), wq_b=Linear(4 * 128))
+    layer = built(
+        DSAAttention,
+        num_heads=HEADS,
+        q_lora_rank=Q_LORA,
+        v_head_dim=V_HEAD_DIM,
+        prefix="model.layers.0.attn",
+        indexer=indexer,
+        fused_qkv_a_proj=Linear(Q_LORA + 576),
+        q_a_layernorm=nn.Identity(),
+        q_b_proj=Linear(HEADS * (NOPE + 64)),
+        o_proj=Linear(HIDDEN),
+    )
     calls: list[Any] = []
 
     def backend(graph: Any, _inputs: Any) -> Callable[..., Any]:

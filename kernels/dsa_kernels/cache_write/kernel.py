@@ -204,8 +204,9 @@ def compile_cases(arch: Arch) -> Iterator[tuple[str, Launch]]:
         q_pe = q[..., :ROPE_DIM]
         scaled = (meta(tokens, 64, dtype=dtype), meta(tokens, 64))
         rotate = query_job(q_pe, pairs, position, q_pe, arch)
+        (launch,) = launches([rotate], arch)
         name = str(dtype).removeprefix("torch.")
-        yield f"rope {name}", *launches([rotate], arch)
+        yield f"rope {name}", launch
         for fp8 in (True, False):
             stored = torch.uint8 if fp8 else dtype
             latents = meta(8, 64, LATENT_FP8_BYTES if fp8 else LATENT_DIM, dtype=stored)
@@ -220,7 +221,8 @@ def compile_cases(arch: Arch) -> Iterator[tuple[str, Launch]]:
                 "latents, keys": [latent, key, rotate],
                 "latents": [latent, rotate],
             }.items():
-                yield f"{what} {name} to {'fp8' if fp8 else 'same'}", *launches(jobs, arch)
+                (launch,) = launches(jobs, arch)
+                yield f"{what} {name} to {'fp8' if fp8 else 'same'}", launch
 
 
 def _config(arch: Arch) -> LaunchConfig:
