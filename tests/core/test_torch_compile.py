@@ -27,7 +27,7 @@ class Linear(nn.Module):
 
 def built(kind: type[nn.Module], **parts: Any) -> Any:
     """A module of these parts, without a host's configuration."""
-    module = kind.__new__(kind)
+    module: Any = object.__new__(kind)
     nn.Module.__init__(module)
     for name, part in parts.items():
         setattr(module, name, part)
@@ -57,7 +57,7 @@ def test_a_layer_s_attention_is_one_op() -> None:
         calls.extend(node.target for node in graph.graph.nodes if node.op == "call_function")
         return lambda *_: (torch.zeros(3, HIDDEN),)
 
-    compiled = torch.compile(layer.forward, fullgraph=True, backend=backend)
+    compiled: Any = torch.compile(layer.forward, fullgraph=True, backend=backend)
     compiled(torch.arange(3), torch.zeros(3, HIDDEN))
     assert calls.count(torch.ops.vllm.dsa_plugin_attention) == 1
     # What Dynamo would see of our forward.
