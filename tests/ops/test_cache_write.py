@@ -233,7 +233,9 @@ def test_fp8_shows_what_is_not_finite(value: float, hadamard: bool) -> None:
     expected[1, :] = hadamard
     expected[1, 100] = True
     assert torch.equal(codes[0].float().isnan(), expected)
-    assert ((weights > 0) & weights.isfinite()).all()
+    if value == value:
+        largest = 2.0**120 * (2 * 128) ** -0.5
+        torch.testing.assert_close(weights[0, 1], torch.tensor(largest), atol=0, rtol=1e-6)
 
 
 def test_fp8_latents_show_what_is_not_finite() -> None:
