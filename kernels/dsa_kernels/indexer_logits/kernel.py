@@ -28,8 +28,8 @@ from dsa_kernels.tuning import LaunchConfig
 
 _HEAD_DIM = tl.constexpr(INDEX_HEAD_DIM)
 _MIN_COLUMNS = 16  # of the matrix instructions of some chips
-# Few enough to load queries seldom, enough for a short last wave.
-_PROGRAMS_PER_SM = {"prefill": 8, "paged": 4}
+_PROGRAMS_PER_SM = 8  # few enough to load queries seldom, enough for a short last wave
+_KEYS_PER_SM = 512  # of the tiles of a decode's programs: of wide tiles fewer programs
 
 
 def indexer_logits(
@@ -76,7 +76,8 @@ def launches(
         return []
     config = _config("prefill", q, rows, arch)
     groups = triton.cdiv(rows, _rows_a_program(config))
-    tiles, segments = _split_keys("prefill", keys, groups, config, arch)
+    programs = _PROGRAMS_PER_SM * arch.num_sms
+    tiles, segments = _split_keys(keys, groups, config, programs)
     arguments = {
         **_queries(q, weights, arch),
         "keys": _bytes_if_fp8(k),
@@ -109,7 +110,8 @@ def paged_launches(
     q, weights = q.flatten(0, 1), weights.flatten(0, 1)
     config = _config("paged", q, next_n, arch)
     groups = triton.cdiv(next_n, _rows_a_program(config))
-    tiles, segments = _split_keys("paged", keys, batch * groups, config, arch)
+    programs = min(_PROGRAMS_PER_SM, _KEYS_PER_SM // config.blocks["BLOCK_KEYS"]) * arch.num_sms
+    tiles, segments = _split_keys(keys, batch * groups, config, programs)
     blocks, block_size, _ = cache.shape
     arguments = {
         **_queries(q, weights, arch),
@@ -179,10 +181,12 @@ def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def _config(phase: str, q: Tensor, rows: int, arch: Arch) -> LaunchConfig:
     """The table's entry, its product narrowed to the columns that `rows` rows can fill.
 
-    The shape key is (prefill or paged, bits of a query's value), and of fp8 32 or 64 heads, too.
+    The shape key is (prefill or paged, bits of a query's value); of fp8 also how many heads, 32, or
+    64 where they are more, in a decode of one row a request.
     """
     heads, bits = _block_heads(q), 8 * q.dtype.itemsize
-    key = (phase, bits) if bits > 8 else (phase, bits, 64 if heads > 32 else 32)
+    many = heads > 32 and (phase == "prefill" or rows == 1)
+    key = (phase, bits) if bits > 8 else (phase, bits, 64 if many else 32)
     config = launch_config("indexer_logits", arch, key)
     needed = max(heads, min(config.blocks["BLOCK_COLUMNS"], heads * triton.next_power_of_2(rows)))
     blocks = {**config.blocks, "BLOCK_COLUMNS": max(needed, _MIN_COLUMNS), "BLOCK_HEADS": heads}
@@ -197,12 +201,10 @@ def _rows_a_program(config: LaunchConfig) -> int:
     return config.blocks["BLOCK_COLUMNS"] // config.blocks["BLOCK_HEADS"]
 
 
-def _split_keys(
-    phase: str, keys: int, groups: int, config: LaunchConfig, arch: Arch
-) -> tuple[int, int]:
+def _split_keys(keys: int, groups: int, config: LaunchConfig, programs: int) -> tuple[int, int]:
     """Tiles a program, and programs that share the keys of one group of rows."""
     tiles = triton.cdiv(keys, config.blocks["BLOCK_KEYS"])
-    segments = min(tiles, triton.cdiv(_PROGRAMS_PER_SM[phase] * arch.num_sms, groups))
+    segments = min(tiles, triton.cdiv(programs, groups))
     tiles_a_program = triton.cdiv(tiles, segments)
     return tiles_a_program, triton.cdiv(tiles, tiles_a_program)
 
