@@ -571,7 +571,8 @@ def _rope(x, angles, cos_sin_d, INTERLEAVED: tl.constexpr):
     rotated = dim < _ROPE
     cos = tl.load(angles + pair * cos_sin_d, mask=rotated, other=1.0).to(tl.float32)
     sin = tl.load(angles + (pair + _ROPE // 2) * cos_sin_d, mask=rotated, other=0.0)
-    turned = x * cos + tl.where(first, -partner, partner) * sin.to(tl.float32)
+    sin = tl.where(first, -sin.to(tl.float32), sin.to(tl.float32))
+    turned = x * cos + partner * sin
     return tl.where(rotated, turned, x)
 
 
@@ -580,8 +581,8 @@ def _hadamard(x):
     """x [rows, 128] fp32 -> x . H_128 * 128^-0.5, summed in fp32: sums and differences of pairs."""
     dim = tl.arange(0, _HEAD_DIM)[None, :]
     for stage in tl.static_range(7):
-        partner = _swapped(x, 1 << stage)
-        x = partner + tl.where((dim >> stage) & 1 == 0, x, -x)
+        sign = tl.where((dim >> stage) & 1 == 0, 1.0, -1.0)
+        x = x * sign + _swapped(x, 1 << stage)
     return x * _HEAD_DIM**-0.5
 
 
