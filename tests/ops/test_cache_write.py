@@ -281,7 +281,12 @@ def test_strided_query() -> None:
 
 
 def test_strided_inputs() -> None:
-    """Every value of every input is followed by one that is not its own."""
+    """Every value of every input is followed by one that is not its own.
+
+    Loads of one value at a time put a row into other threads than loads of four, so sums have
+    another order. One of 512 squares is rounded 32 times at most, within a thread and between
+    them; RoPE's two products are rounded 4 times each way, fused or not.
+    """
 
     def strided(x: Tensor) -> Tensor:
         return torch.stack((x, torch.full_like(x, 3)), -1)[..., 0]
@@ -298,8 +303,9 @@ def test_strided_inputs() -> None:
         index_cache_write(k, Norm(k_weight, EPS, k_bias), halves, positions, index, slots)
         query = index_query(view(q), view(head_weights), halves, positions)
         results.append((latent[0, 4:9], index[0, 4:9], *query))
-    for result, expected in zip(*results, strict=True):
-        assert torch.equal(result, expected)
+    for result, expected, roundings in zip(*results, (32, 32, 8, 0), strict=True):
+        bound = roundings * 2.0**-24 * expected.abs().max()
+        assert ((result - expected).abs() <= bound).all()
 
 
 def test_hadamard_keeps_scores() -> None:
