@@ -12,7 +12,14 @@ from peers import Run, runs
 from random_caches import BLOCK_SIZE
 from torch import Tensor
 
-from dsa_kernels.cache_write import Norm, Rope, index_cache_write, index_query, latent_cache_write
+from dsa_kernels.cache_write import (
+    Norm,
+    Rope,
+    index_cache_write,
+    index_query,
+    latent_cache_write,
+    one_launch,
+)
 from dsa_kernels.dims import (
     INDEX_FP8_BYTES,
     INDEX_HEAD_DIM,
@@ -57,7 +64,7 @@ def _case(
 
 
 def _write_calls(scale: Scale, rows: int, copies: int) -> Calls:
-    """No Hadamard transform, as vLLM has none."""
+    """In one launch. No Hadamard transform, as vLLM has none."""
     blocks = -(-rows // BLOCK_SIZE)
     table = _cos_sin(scale)
     norm = torch.randn(KV_LORA_RANK, device=scale.device).bfloat16()
@@ -129,8 +136,9 @@ def _ours(
     kv, k = x.split([LATENT_DIM, INDEX_HEAD_DIM], 1)
     weight, bias = index_norm
     pairs, halves = Rope(table, interleaved=True), Rope(table, interleaved=False)
-    latent_cache_write(kv, Norm(norm, EPS), pairs, positions, latent, slots)
-    index_cache_write(k, Norm(weight, EPS, bias), halves, positions, index, slots)
+    with one_launch():
+        latent_cache_write(kv, Norm(norm, EPS), pairs, positions, latent, slots)
+        index_cache_write(k, Norm(weight, EPS, bias), halves, positions, index, slots)
     return pages
 
 

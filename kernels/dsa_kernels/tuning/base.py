@@ -42,6 +42,6 @@ BASE: Configs = {
         "masked float32": Config({"BLOCK_ROWS": 16, "BLOCK_KEYS": 32}, 8, 2),
     },
     "cache_write": {
-        "write": Config({"BLOCK_TOKENS": 2, "BLOCK_HEADS": 8}, 1, 1),
+        "write": Config({"BLOCK_TOKENS": 2, "BLOCK_HEADS": 4}, 1, 1),
     },
 }
