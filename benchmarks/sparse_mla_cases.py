@@ -16,8 +16,9 @@ from random_caches import BLOCK_SIZE, block_table, latent_cache, selected_slots
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from dsa_kernels.arch import arch_of
 from dsa_kernels.dims import KV_LORA_RANK, LATENT_DIM
-from dsa_kernels.sparse_mla import masked_mha, sparse_mla
+from dsa_kernels.sparse_mla import kernel, masked_mha, sparse_mla
 from dsa_kernels.sparse_mla.reference import selection
 from dsa_kernels.testing import GLM_5, INDEX_TOPK, V32, sparse_mla_bytes, sparse_mla_flops
 
@@ -93,11 +94,12 @@ def _calls(
         ours.append(partial(_ours, q, cache, slots, out))
         inputs.append((q, cache, slots.int()))
     peers = {
+        "Gluon, experimental": runs(_gluon_form(*inputs[0][:2]), _gluon, inputs),
         "FlashMLA": runs(
             scale.peers.module("vllm.third_party.flashmla.flash_mla_interface"),
             partial(_flash_mla, heads=heads, state={}),
             [(pad(q, (0, 0, 0, max(0, FLASH_MLA_HEADS - heads))), *rest) for q, *rest in inputs],
-        )
+        ),
     }
     if cache_dtype == torch.bfloat16:
         peers |= _triton_peers(scale, rows, heads, topk, inputs)
@@ -172,6 +174,25 @@ def _sdpa(_torch: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 def _ours(q: Tensor, cache: Tensor, slots: Tensor, out: Tensor) -> Tensor:
     return sparse_mla(q, cache, slots, SOFTMAX_SCALE, out=out)[0]
+
+
+def _gluon_form(q: Tensor, cache: Tensor) -> Any | str:
+    """The module of sparse_mla's Gluon form, or why it does not take these."""
+    try:
+        from dsa_kernels.sparse_mla import hopper
+    except ImportError as failure:  # Gluon's names change with Triton's version
+        return str(failure)
+    return hopper.refusal(q, cache, arch_of(q.device)) or hopper
+
+
+def _gluon(hopper: Any, q: Tensor, cache: Tensor, slots: Tensor) -> Tensor:
+    out = torch.empty_like(q[..., :KV_LORA_RANK])
+    lse = torch.empty(q.shape[:2], device=q.device)
+    arguments = (q, cache, slots, None, SOFTMAX_SCALE, out, lse, arch_of(q.device))
+    attend, *merge = kernel.launches(*arguments)
+    for launch in (hopper.take_over(attend), *merge):
+        launch.run()
+    return out
 
 
 def _flash_mla(

@@ -192,7 +192,8 @@ def parameters(tree: ast.AST) -> Iterator[tuple[str, int]]:
     for node in ast.walk(tree):
         if not isinstance(node, ast.FunctionDef):
             continue
-        if any("triton.jit" in ast.unparse(decorator) for decorator in node.decorator_list):
+        decorators = " ".join(map(ast.unparse, node.decorator_list))
+        if "triton.jit" in decorators or "gluon.jit" in decorators:
             continue
         arguments = node.args.posonlyargs + node.args.args
         names = [argument.arg for argument in arguments + node.args.kwonlyargs]
