@@ -22,7 +22,9 @@ BASE: Configs = {
         "gather": Config({"BLOCK_TOKENS": 32}, 4, 1),
     },
     "topk_select": {
-        "select": Config({"BLOCK": 16384}, 16, 1),
+        "select": Config({"BLOCK": 8192}, 4, 1),
+        "sift": Config({"TILE": 4096, "SAMPLE": 4096, "ROOM": 4096}, 4, 1),
+        "finish": Config({"TILE": 4096, "SAMPLE": 4096, "ROOM": 4096}, 4, 1),
         "slots": Config({"BLOCK": 2048}, 4, 1),
     },
     # BLOCK_H heads of one row, BLOCK_K latents a step.
