@@ -560,9 +560,13 @@ def _guess(
 
 
 @triton.jit
-def _tile(logits, logits_n, first, end, num_columns, tile, TILE: tl.constexpr):
-    """The keys of a tile of a row, 0 outside its range, and their columns."""
-    offset = tl.arange(0, TILE)
+def _tile(logits, logits_n, num_columns, tile, TILE: tl.constexpr):
+    """The scores of a tile of a row, and their columns, [RUN, TILE // RUN]: neighbours below.
+
+    A thread then has neighbours, and counts most of them on its own.
+    """
+    RUN: tl.constexpr = 16 if TILE > 16 else TILE
+    offset = tl.arange(0, RUN)[:, None] + tl.arange(0, TILE // RUN)[None, :] * RUN
     column = tile * TILE + offset
     logits += tl.full((), tile * TILE, tl.int64) * logits_n
     address = logits + offset.to(tl.int64) * logits_n
@@ -571,7 +575,22 @@ def _tile(logits, logits_n, first, end, num_columns, tile, TILE: tl.constexpr):
         score = tl.load(address)
     else:
         score = tl.load(address, mask=column < num_columns, other=0.0)
-    return tl.where((column >= first) & (column < end), _ordered(score), 0), column
+    return score, column
+
+
+@triton.jit
+def _comparison(pivot):
+    """What makes of `_ordered(score) >= pivot` one comparison: (bits ^ flip) >= bound, in int32.
+
+    Among floats that are not negative int32 bits order as scores do, and negative ones are below
+    them; where the pivot is negative or zero, flipped bits do, with the others above.
+    """
+    positive = pivot > 0x80000000
+    bits = tl.where(positive, pivot ^ 0x80000000, pivot ^ 0xFFFFFFFF)
+    bits = tl.where(pivot == 0x80000000, 0x80000000, bits)  # -0.0
+    bits = tl.where(pivot == 1, 0xFFFFFFFF, bits)  # of two NaNs, which tie
+    flip = tl.where(positive, 0, 0x7FFFFFFF).to(tl.int32)
+    return flip, bits.to(tl.uint32).to(tl.int32, bitcast=True) ^ flip
 
 
 @triton.jit
@@ -588,18 +607,25 @@ def _pass(
     TILE: tl.constexpr,
     ROOM: tl.constexpr,
 ):
-    """Note the columns of keys that reach the pivot, in order, as far as there is room.
+    """Note the columns of keys that reach the pivot, in order, unless there is no room.
 
     Returns:
         How many keys reach it.
     """
+    flip, bound = _comparison(pivot)
     count = 0
     for tile in range(from_tile, to_tile):
-        key, column = _tile(logits, logits_n, first, end, num_columns, tile, TILE)
-        reaches = (key >= pivot).to(tl.int32)
-        place = count + tl.cumsum(reaches, 0) - 1
-        tl.store(candidates + place, column, mask=(reaches > 0) & (place < ROOM))
-        count += tl.sum(reaches, 0)
+        score, column = _tile(logits, logits_n, num_columns, tile, TILE)
+        reaches = (score.to(tl.int32, bitcast=True) ^ flip) >= bound
+        if (tile * TILE < first) | (tile * TILE + TILE > end):
+            reaches &= (column >= first) & (column < end)
+        one = reaches.to(tl.int32)
+        of_run = tl.sum(one, 0)
+        place = tl.cumsum(one, 0) + (tl.cumsum(of_run, 0) - of_run)[None, :] - 1
+        here = tl.sum(of_run, 0)
+        if count + here <= ROOM:
+            tl.store(candidates + count + place, column, mask=reaches)
+        count += here
     return count
 
 
@@ -634,7 +660,9 @@ def _write_equals(
     """As `_write_best`, of a row that is not held: in one more pass over it."""
     written = tl.full((), 0, tl.int64)
     for tile in range(first // TILE, tl.cdiv(end, TILE)):
-        key, column = _tile(logits, logits_n, first, end, num_columns, tile, TILE)
+        score, column = _tile(logits, logits_n, num_columns, tile, TILE)
+        key = tl.where((column >= first) & (column < end), _ordered(score), 0)
+        key, column = tl.ravel(tl.trans(key)), tl.ravel(tl.trans(column))
         row = winners + written * winners_k
         _write_best(
             key[None, :], column[None, :], _one(start), _one(threshold), _one(allowed), _one(row),
