@@ -7,30 +7,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsa_kernels.arch import Arch
 from dsa_kernels.testing import INDEX_TOPK, make_block_table
 from dsa_kernels.topk_select import reference, topk_select, topk_select_slots, topk_slots
-from dsa_kernels.tuning import LaunchConfig
 from dsa_testbed.kernel_runs import drawn, unless_interpreted
-from dsa_testbed.topk import INT_MAX, INT_MIN, expected_rows, int32
+from dsa_testbed.topk import INT_MAX, INT_MIN, expected_rows, int32, programs_hold
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty", "form")
-
-
-def pieces_of(patch: pytest.MonkeyPatch, block: int) -> None:
-    """A kernel's programs hold `block` keys: short rows then take several rounds."""
-    from dsa_kernels.topk_select import kernel
-
-    def config(_op: str, _arch: Arch, _key: str) -> LaunchConfig:
-        return LaunchConfig({"BLOCK": block}, 4, 1)
-
-    patch.setattr(kernel, "launch_config", config)
 
 
 @drawn(300, interpreted=40)
 @given(data=st.data())
 def test_ties_and_ranges(data: st.DataObject) -> None:
-    """Few distinct scores, so that nearly every choice is a tie; one round, or up to five."""
+    """Few distinct scores, so that nearly every choice is a tie; in short rows and in long ones."""
     rows, columns = data.draw(st.integers(0, 4)), data.draw(st.integers(1, 130))
     block = data.draw(st.sampled_from([16, 64, 256]))
     k = data.draw(st.one_of(st.integers(1, 8), st.integers(1, block // 2)))
@@ -42,15 +30,15 @@ def test_ties_and_ranges(data: st.DataObject) -> None:
     start = int32(data.draw(bounds)) if data.draw(st.booleans()) else None
     end = int32([data.draw(st.sampled_from([bound, INT_MIN])) for bound in data.draw(bounds)])
     with pytest.MonkeyPatch.context() as patch:
-        pieces_of(patch, block)
+        programs_hold(patch, block)
         result = topk_select(logits, k, start, end)
     assert torch.equal(result, expected_rows(logits, k, start, end))
 
 
 @pytest.mark.parametrize("block", [16, 64])
 def test_ranges_that_pass_the_row(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each start with each end, in two rounds and in one."""
-    pieces_of(monkeypatch, block)
+    """Each start with each end, in long rows and in short ones."""
+    programs_hold(monkeypatch, block)
     starts, ends = [-3, -1, 0, 39, INT_MAX], [INT_MIN, -1, 0, 1, 39, 40, 43, INT_MAX]
     start, end = torch.cartesian_prod(int32(starts), int32(ends)).unbind(1)
     logits = torch.randint(0, 9, (len(start), 40)).float()
@@ -88,12 +76,13 @@ def test_real_sizes(kind: str, columns: int, k: int) -> None:
 
 
 def test_a_large_k() -> None:
-    """Counts of more than k = 2048, in both halves of the sum that holds them."""
-    logits = torch.randn(3, 1 << 14)
-    logits[1], logits[2, :9000] = 1.0, 7.0
-    end = int32([1 << 14] * 3)
-    result = topk_select(logits, 10_000, None, end)
-    assert torch.equal(result, expected_rows(logits, 10_000, None, end))
+    """More than a program can hold, of what it can hold and of more; the last two rows tie."""
+    for columns, k in ((1 << 13, 5000), (1 << 14, 7000), (1 << 14, 10_000)):
+        logits = torch.randn(3, columns)
+        logits[1], logits[2, :9000] = 1.0, 7.0
+        end = int32([columns] * 3)
+        result = topk_select(logits, k, None, end)
+        assert torch.equal(result, expected_rows(logits, k, None, end))
 
 
 @pytest.mark.parametrize("k", [1, 64, 2048])
@@ -132,7 +121,7 @@ def test_outside_the_range_is_not_looked_at() -> None:
 @pytest.mark.parametrize("block", [16, 64, 1024])
 def test_nan_scores(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the reference chooses, in range, and none of them twice."""
-    pieces_of(monkeypatch, block)
+    programs_hold(monkeypatch, block)
     logits = torch.randn(5, 50)
     logits[1, 7:30], logits[2], logits[3, ::2] = torch.nan, torch.nan, -torch.nan
     logits[4].view(torch.int32)[:] = -1  # the NaN that is the least of all bit patterns
@@ -169,7 +158,7 @@ def test_the_least_nan_is_the_last_choice() -> None:
 
 @pytest.mark.parametrize("columns", [700, 300])
 def test_a_row_does_not_depend_on_its_batch(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    pieces_of(monkeypatch, 512)
+    programs_hold(monkeypatch, 512)
     rows = unless_interpreted(40, 9)
     logits = torch.randint(0, 50, (rows, columns)).float()
     end = int32(torch.randint(0, columns + 1, (rows,)))
@@ -232,8 +221,8 @@ def test_slots_of_many_and_wide_rows() -> None:
 
 @pytest.mark.parametrize("block", [16, 64, 1024])
 def test_slots_in_the_same_pass(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Equal to `topk_slots`, past the block table too, in one round or several."""
-    pieces_of(monkeypatch, block)
+    """Equal to `topk_slots`, past the block table too, of long rows and of short ones."""
+    programs_hold(monkeypatch, block)
     logits = torch.randint(0, 9, (7, 90)).float()
     end = int32([90, 1, 0, 64, INT_MIN, INT_MAX, 65])
     table = torch.randperm(40).view(4, 10).int()[:, ::2]  # 5 blocks of 16: ten columns have none

@@ -1,16 +1,24 @@
-"""What only topk_select's kernels have: rounds, grids, offsets; test_topk_select.py the rest."""
+"""What only topk_select's kernels have: samples, parts, offsets; test_topk_select.py the rest."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 
-from dsa_kernels.arch import ARCHS, arch_of
+from dsa_kernels.arch import ARCHS
 from dsa_kernels.launch import launch_config
-from dsa_kernels.topk_select import topk_select, topk_select_slots, topk_slots
+from dsa_kernels.topk_select import (
+    kernel,
+    reference,
+    topk_select,
+    topk_select_slots,
+    topk_slots,
+)
 from dsa_testbed.far_apart import far_apart
-from dsa_testbed.kernel_runs import DEVICE
-from dsa_testbed.topk import INT_MAX, expected_rows, int32
+from dsa_testbed.kernel_runs import captured
+from dsa_testbed.topk import INT_MAX, expected_rows, int32, programs_hold, sampled
 
 pytestmark = [pytest.mark.triton, pytest.mark.usefixtures("poisoned_empty", "kernels_run")]
 
@@ -20,7 +28,7 @@ def test_a_million_columns(kernels_run: list[str]) -> None:
     best = logits[0].sort(descending=True, stable=True).indices[:2048]
     result = topk_select(logits, 2048, None, int32([1 << 20]))
     assert torch.equal(result[0].long(), best.sort().values)
-    assert kernels_run == ["_select"] * 3
+    assert kernels_run == ["_sift", "_finish"]
 
 
 def test_offsets_beyond_int32() -> None:
@@ -39,22 +47,105 @@ def test_offsets_beyond_int32() -> None:
     assert slots[2].tolist() == [2**32, 2**32 + 63, INT_MAX * 64, INT_MAX * 64 + 63, -1]
 
 
-def test_a_k_without_room(kernels_run: list[str]) -> None:
-    kernels_run.append("none: refused")
-    arch = arch_of(DEVICE)
-    block = launch_config("topk_select", arch, "select").blocks["BLOCK"]
-    refusal = rf"k: {block}; of rows longer than {block}.*{arch.name}.*at most {block // 2}"
-    with pytest.raises(ValueError, match=refusal):
-        topk_select(torch.randn(1, block + 1), block, None, int32([9]))
+def hostile(columns: int, sample: int) -> dict[str, torch.Tensor]:
+    """Rows of which a sample says the wrong thing, or whose scores leave little to say."""
+    random, column = torch.randn(columns), torch.arange(columns)
+    met = torch.zeros(columns, dtype=torch.bool)
+    met[sampled(columns, sample)] = True
+    nans = torch.where(torch.rand(columns) < 0.6, torch.nan, random)
+    return {
+        "random": random,
+        "sample too low": random - 100 * met,
+        "sample too high": random + 100 * met,
+        "sample of one value": torch.where(met, 0.0, random),
+        "equal": torch.full((columns,), -2.0),
+        "two values": (torch.rand(columns) < 0.3).float(),
+        "few above the rest": (torch.rand(columns) < 0.01).float(),
+        "ascending": column.float(),
+        "descending": -column.float(),
+        "periodic": (column % (columns // sample)).float(),
+        "best together": random + 50 * (column > columns - 40),
+        "huge ones": torch.where(torch.rand(columns) < 0.01, 1e38, random),
+        "nan": torch.where(torch.rand(columns) < 0.5, nans, -nans),
+        "-inf": torch.where(torch.rand(columns) < 0.98, -torch.inf, random),
+    }
+
+
+@pytest.mark.parametrize("parts", [False, True], ids=["whole rows", "parts"])
+@pytest.mark.parametrize("k", [1, 15, 100])
+def test_hostile_rows(
+    k: int, parts: bool, monkeypatch: pytest.MonkeyPatch, kernels_run: list[str]
+) -> None:
+    """A program holds 32 keys, and never more: the largest k is found without any candidates."""
+    programs_hold(monkeypatch, 32, tile=64, parts=parts)
+    monkeypatch.setattr(kernel, "_MOST_ROOM", 32)
+    rows = hostile(330, 32)
+    logits = torch.stack(list(rows.values()))
+    end = int32([330] * len(rows))
+    assert wrong(rows, topk_select(logits, k, None, end), logits, k, None, end) == []
+    start = int32(torch.randint(-5, 150, (len(rows),)))
+    end = start + int32(torch.randint(-5, 180, (len(rows),)))
+    end[:4] = start[:4] + int32([0, 1, 32, 33])
+    assert wrong(rows, topk_select(logits, k, start, end), logits, k, start, end) == []
+    assert set(kernels_run) == ({"_sift", "_finish"} if parts else {"_finish"})
+
+
+def wrong(
+    rows: dict[str, torch.Tensor], result: torch.Tensor, logits: torch.Tensor, *rest: Any
+) -> list[str]:
+    equal = result == reference.topk_select(logits, *rest)
+    return [name for name, right in zip(rows, equal.all(1).tolist(), strict=True) if not right]
+
+
+@pytest.mark.parametrize("parts", [False, True], ids=["whole rows", "parts"])
+def test_a_pass_counts_what_the_scores_reach(parts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pivots of each sign, of both zeros, and of NaNs: k moves the pivot along the scores."""
+    programs_hold(monkeypatch, 16, tile=32, parts=parts)
+    bits = [0x7FC00000, 0xFFC00000, 0xFFFFFFFF, 0xFFFFFFFE, 0x7F800000, 0xFF800000]
+    bits += [0x80000000, 0, 1, 0x80000001, 0x3F800000, 0xBF800000, 0x7FFFFFFF, 0xFF800001]
+    scores = torch.tensor([bit - (bit >> 31 << 32) for bit in bits]).int()
+    logits = scores[torch.randint(0, len(bits), (6, 130))].view(torch.float32)
+    end = int32([130, 129, 120, 33, 17, 16])
+    for k in (1, 3, 4, 6, 8, 40):
+        expected = reference.topk_select(logits, k, None, end)
+        assert torch.equal(topk_select(logits, k, None, end), expected)
+
+
+def test_nothing_is_kept_from_call_to_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launches of one call, on other scores and other ranges."""
+    programs_hold(monkeypatch, 64)
+    logits, end = torch.randn(4, 700), int32([700, 650, 300, 64])
+    result, replay = captured(monkeypatch, lambda: topk_select(logits, 30, None, end))
+    for _ in range(2):
+        assert torch.equal(result, expected_rows(logits, 30, None, end))
+        logits.copy_(torch.randint(0, 40, (4, 700)))
+        end.copy_(int32([20, 700, 0, 690]))
+        replay()
 
 
 @pytest.mark.parametrize("name", ARCHS)
 def test_counts_fit_their_half_of_an_int32(name: str, kernels_run: list[str]) -> None:
     kernels_run.append("none: a table")
-    assert launch_config("topk_select", ARCHS[name], "select").blocks["BLOCK"] <= 1 << 14
+    sizes = [kernel._MOST_ROOM]
+    for key in ("select", "sift", "finish"):
+        sizes += launch_config("topk_select", ARCHS[name], key).blocks.values()
+    assert max(sizes) <= 1 << 14
 
 
-def test_slots_take_no_launch_of_their_own(kernels_run: list[str]) -> None:
+@pytest.mark.parametrize("name", ARCHS)
+def test_both_launches_have_the_same_room(name: str, kernels_run: list[str]) -> None:
+    kernels_run.append("none: a table")
+    sift, finish = (
+        launch_config("topk_select", ARCHS[name], key).blocks for key in ("sift", "finish")
+    )
+    assert sift == finish
+
+
+def test_slots_take_no_launch_of_their_own(
+    kernels_run: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     table, end = torch.randperm(21).view(3, 7).int(), int32([100, 40, 0])
     topk_select_slots(torch.randn(3, 100), 50, end, table, int32([2, 0, 1]), 16)
-    assert kernels_run == ["_select"]
+    programs_hold(monkeypatch, 32)
+    topk_select_slots(torch.randn(3, 100), 8, end, table, int32([2, 0, 1]), 16)
+    assert kernels_run == ["_select", "_sift", "_finish"]

@@ -35,6 +35,7 @@ def topk_select(
         - A NaN counts as larger than every number if its sign is positive, else as smaller. Outside
           a row's range nothing is looked at.
         - No tensor need be contiguous, `out` included.
+        - Of rows longer than 8192 the Triton kernel takes a k above 4096 many times as long.
 
     Args:
         logits: [M, N] fp32.
@@ -47,8 +48,7 @@ def topk_select(
         topk_indices [M, k] int32, relative to row_start, ascending, then -1.
 
     Raises:
-        ValueError: a shape, dtype or device that is not as above; a k above 4096 that the
-            Triton kernel has no room for (rows longer than 8192).
+        ValueError: a shape, dtype or device that is not as above.
     """
     _check_select(logits, k, row_start, row_end, out)
     if not use_triton(logits.device):

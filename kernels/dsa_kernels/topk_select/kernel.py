@@ -85,8 +85,10 @@ class Pages:
 
 _MAX_PARTS = 16  # of a row, each a program's in the first of two launches
 _PROGRAMS_PER_SM = 2  # of that launch
-_MOST_ROOM = 1 << 14  # candidates that a program holds, at most; two counts of them share an int32
+_MOST_ROOM = 1 << 13  # candidates that a program holds, at most: with more it spills
+_MOST_THREADS = 512  # of a program that holds them
 
+_RUN = tl.constexpr(16)  # neighbours of a tile that lie below each other
 _LEAST = tl.constexpr(1)  # of the keys
 _MOST = tl.constexpr(0xFFFFFFFF)
 
@@ -137,9 +139,10 @@ def launches(
     del arguments["num_rows"]
     tiles = triton.cdiv(columns, sift.blocks["TILE"])
     parts = max(1, min(_MAX_PARTS, _PROGRAMS_PER_SM * arch.num_sms // rows, tiles // 2))
+    int32: Any = {"dtype": torch.int32, "device": logits.device}
     arguments |= {
-        "candidates": logits.new_empty(rows, parts, finish.blocks["ROOM"], dtype=torch.int32),
-        "counts": logits.new_empty(rows, parts + 1, dtype=torch.int32),
+        "candidates": torch.empty(rows, parts, finish.blocks["ROOM"], **int32),
+        "counts": torch.empty(rows, parts + 1, **int32),
         "parts": parts,
     }
     finishing = Launch(_finish, (rows,), arguments | results, finish)
@@ -214,16 +217,13 @@ def _long_config(kernel: str, k: int, arch: Arch) -> LaunchConfig:
     More than `_MOST_ROOM` a program does not hold: a larger k is found by passes over the row.
     """
     config = launch_config("topk_select", arch, kernel)
-    room = config.blocks["ROOM"]
-    grown = min(max(room, triton.next_power_of_2(2 * k)), max(room, _MOST_ROOM))
-    blocks = {**config.blocks, "ROOM": grown}
+    blocks, num_warps = dict(config.blocks), config.num_warps
+    room = min(triton.next_power_of_2(2 * k), _MOST_ROOM)
+    if room > blocks["ROOM"]:
+        blocks["ROOM"], num_warps = room, _MOST_THREADS // arch.warp_size
     if kernel == "finish":
         blocks["MAX_PARTS"] = _MAX_PARTS
-    return replace(
-        config,
-        blocks=blocks,
-        num_warps=min(16, config.num_warps * grown // room),
-    )
+    return replace(config, blocks=blocks, num_warps=num_warps)
 
 
 @triton.jit(
@@ -277,14 +277,22 @@ def _select(
         slots_row = slots + row * slots_t
     PLACES: tl.constexpr = BLOCK_COLUMNS // 4 if BLOCK_COLUMNS > 4 else 1
     _complete(
-        winners, winners_k, tl.minimum(num_valid, k), tl.where(is_row, k, none), k,
-        table, block_table_b, max_blocks, slots_row, slots_k, BLOCK_SIZE, PLACES,
-    )  # fmt: skip
+        winners,
+        winners_k,
+        tl.minimum(num_valid, k),
+        tl.where(is_row, k, none),
+        k,
+        table,
+        block_table_b,
+        max_blocks,
+        slots_row,
+        slots_k,
+        BLOCK_SIZE,
+        PLACES,
+    )
 
 
-@triton.jit(
-    do_not_specialize=["row_start", "row_end", "num_columns", "parts", "part_tiles"]
-)
+@triton.jit(do_not_specialize=["row_start", "row_end", "num_columns", "parts", "part_tiles"])
 def _sift(
     logits,
     row_start,
@@ -313,13 +321,24 @@ def _sift(
     count = 0
     if (part == 0) | (from_tile < to_tile):
         least, most = tl.full((), _LEAST, tl.uint32), tl.full((), _MOST, tl.uint32)
-        pivot = _guess(logits, logits_n, first, end, k, least, most, end - first, 0, 0, SAMPLE, ROOM)
+        pivot = _guess(
+            logits, logits_n, first, end, k, least, most, end - first, 0, 0, SAMPLE, ROOM
+        )
         if part == 0:
             tl.store(counts + parts, pivot.to(tl.int32, bitcast=True))
         count = _pass(
-            logits, logits_n, first, end, num_columns, from_tile, to_tile, pivot, candidates,
-            TILE, ROOM,
-        )  # fmt: skip
+            logits,
+            logits_n,
+            first,
+            end,
+            num_columns,
+            from_tile,
+            to_tile,
+            pivot,
+            candidates,
+            TILE,
+            ROOM,
+        )
     tl.store(counts + part, count)
 
 
@@ -387,9 +406,18 @@ def _finish(
                 logits, logits_n, first, end, k, least, most, at_least, above, attempt, SAMPLE, ROOM
             )
             count = _pass(
-                logits, logits_n, first, end, num_columns, first // TILE, tl.cdiv(end, TILE),
-                pivot, candidates, TILE, ROOM,
-            )  # fmt: skip
+                logits,
+                logits_n,
+                first,
+                end,
+                num_columns,
+                first // TILE,
+                tl.cdiv(end, TILE),
+                pivot,
+                candidates,
+                TILE,
+                ROOM,
+            )
             source = place
         if count >= k:
             least, at_least = pivot, count
@@ -406,15 +434,22 @@ def _finish(
         score = tl.load(logits + column.to(tl.int64) * logits_n, mask=is_candidate, other=0.0)
         key = tl.where(is_candidate, _ordered(score), 0)[None, :]
         threshold, allowed = _kth_largest(key, _one(pivot), _one(count), k)
-        _write_best(
-            key, column[None, :], _one(start), threshold, allowed, _one(winners), winners_k
-        )
+        _write_best(key, column[None, :], _one(start), threshold, allowed, _one(winners), winners_k)
     else:
         equals = tl.where(at_least > k, k - above, k)
         _write_equals(
-            logits, logits_n, start, first, end, num_columns, least, equals, winners, winners_k,
+            logits,
+            logits_n,
+            start,
+            first,
+            end,
+            num_columns,
+            least,
+            equals,
+            winners,
+            winners_k,
             TILE,
-        )  # fmt: skip
+        )
     table, slots_row = block_table, slots
     if slots is not None:
         request = tl.load(request_ids + row).to(tl.int64)
@@ -422,9 +457,19 @@ def _finish(
         slots_row = _one(slots + row * slots_t)
     PLACES: tl.constexpr = ROOM // 2 if ROOM < 4096 else 2048
     _complete(
-        _one(winners), winners_k, _one(tl.minimum(num_valid, k)), _one(k), k,
-        table, block_table_b, max_blocks, slots_row, slots_k, BLOCK_SIZE, PLACES,
-    )  # fmt: skip
+        _one(winners),
+        winners_k,
+        _one(tl.minimum(num_valid, k)),
+        _one(k),
+        k,
+        table,
+        block_table_b,
+        max_blocks,
+        slots_row,
+        slots_k,
+        BLOCK_SIZE,
+        PLACES,
+    )
 
 
 @triton.jit
@@ -500,9 +545,7 @@ def _narrow(key, least, most, at_least, above, fewest, enough):
         most = tl.where(raise_to_low, high - 1, tl.where(lower_to_low, low - 1, most))
         above = tl.where(raise_to_low, reach_high, tl.where(lower_to_low, reach_low, above))
         least = tl.where(raise_to_high, high, tl.where(raise_to_low, low, least))
-        at_least = tl.where(
-            raise_to_high, reach_high, tl.where(raise_to_low, reach_low, at_least)
-        )
+        at_least = tl.where(raise_to_high, reach_high, tl.where(raise_to_low, reach_low, at_least))
         active = (at_least > enough) & (least < most)
     return least, at_least, above
 
@@ -548,9 +591,14 @@ def _guess(
         lowest = tl.maximum(tl.min(key, 0), least)
         highest = tl.minimum(tl.max(key, 0), most)
         bound, _, _ = _narrow(
-            key[None, :], _one(lowest), _one(highest), _one(counts & 0xFFFF), _one(sample_above),
-            _one(fewest), _one(enough),
-        )  # fmt: skip
+            key[None, :],
+            _one(lowest),
+            _one(highest),
+            _one(counts & 0xFFFF),
+            _one(sample_above),
+            _one(fewest),
+            _one(enough),
+        )
         # The middle, where the sample has nothing between the bounds or has misled.
         span = most - least
         middle = least + (span >> 1) + (span & 1)
@@ -561,12 +609,11 @@ def _guess(
 
 @triton.jit
 def _tile(logits, logits_n, num_columns, tile, TILE: tl.constexpr):
-    """The scores of a tile of a row, and their columns, [RUN, TILE // RUN]: neighbours below.
+    """The scores of a tile of a row, and their columns, [_RUN, TILE // _RUN].
 
-    A thread then has neighbours, and counts most of them on its own.
+    A thread then has neighbours, which lie below each other, and counts most of them on its own.
     """
-    RUN: tl.constexpr = 16 if TILE > 16 else TILE
-    offset = tl.arange(0, RUN)[:, None] + tl.arange(0, TILE // RUN)[None, :] * RUN
+    offset = tl.arange(0, _RUN)[:, None] + tl.arange(0, TILE // _RUN)[None, :] * _RUN
     column = tile * TILE + offset
     logits += tl.full((), tile * TILE, tl.int64) * logits_n
     address = logits + offset.to(tl.int64) * logits_n
@@ -665,9 +712,14 @@ def _write_equals(
         key, column = tl.ravel(tl.trans(key)), tl.ravel(tl.trans(column))
         row = winners + written * winners_k
         _write_best(
-            key[None, :], column[None, :], _one(start), _one(threshold), _one(allowed), _one(row),
+            key[None, :],
+            column[None, :],
+            _one(start),
+            _one(threshold),
+            _one(allowed),
+            _one(row),
             winners_k,
-        )  # fmt: skip
+        )
         num_equal = tl.minimum(tl.sum((key == threshold).to(tl.int32), 0), allowed)
         allowed -= num_equal
         written += num_equal + tl.sum((key > threshold).to(tl.int32), 0)
@@ -694,7 +746,7 @@ def _complete(
     for first in range(0, k, PLACES):
         place = first + tl.arange(0, PLACES)[None, :]
         inside, used = place < room[:, None], place < num_winners[:, None]
-        tl.store(winners[:, None] + place * winners_k, -1, mask=inside & (place >= num_winners[:, None]))
+        tl.store(winners[:, None] + place * winners_k, -1, mask=inside & ~used)
         if slots is not None:
             index = tl.load(winners[:, None] + place * winners_k, mask=inside & used, other=-1)
             slot = _slot(

@@ -10,9 +10,6 @@ CHANGES: Changes = {
         ("paged", 16): (Config({"BLOCK_KEYS": 128, "BLOCK_COLUMNS": 128}, 8, 2), COMPILED),
         ("paged", 32): (Config({"BLOCK_KEYS": 32, "BLOCK_COLUMNS": 64}, 8, 2), COMPILED),
     },
-    "topk_select": {
-        "select": (Config({"BLOCK": 8192}, 8, 1), COMPILED),
-    },
     "sparse_mla": {
         ("masked", 192): (Config({"BLOCK_ROWS": 64, "BLOCK_KEYS": 64}, 8, 2), COMPILED),
     },
