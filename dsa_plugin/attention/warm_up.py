@@ -3,7 +3,7 @@
 On a GPU each kernel is launched once by the first pass that has caches, one before the capture of
 CUDA graphs or the first request, so that none waits later until Triton has compiled it.
 Which kernels a model's batches need follows from their shapes: the parts that a selection is split
-into, the rows that a program scores, the rounds that a long row is selected from in. Batches of
+into, the rows that a program scores, the parts that a long row is selected from in. Batches of
 such shapes go through `attention.forward` over the model's own caches, of which they write nothing.
 """
 
@@ -31,7 +31,7 @@ _done: set[Hashable] = set()
 
 _REQUESTS = [1 << n for n in range(9)]  # of a decode; more fill no chip that 256 do not fill
 _ROWS = [1 << n for n in range(5)]  # of a prefill; a program scores no more of them
-_TIMES_TOPK = (1, 2, 4, 8)  # contexts: the last is selected from in rounds
+_TIMES_TOPK = (1, 2, 4, 8)  # contexts: the last is selected from in parts
 
 
 def warm_up_cpu(device: torch.device, index_cache_dtype: torch.dtype) -> None:
