@@ -7,6 +7,7 @@ over the selection (Flash-Decoding), and a second kernel merges the parts by the
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 import triton
@@ -18,7 +19,7 @@ from dsa_kernels.dims import FP8_BLOCK, KV_LORA_RANK, LATENT_DIM, LATENT_FP8_BYT
 from dsa_kernels.launch import Launch, check_near_heads, launch_config, strides
 from dsa_kernels.primitives import decode_e4m3, dot, round_to
 
-_MAX_SPLITS = 32
+_MAX_SPLITS = tl.constexpr(64)
 _NOPE = tl.constexpr(KV_LORA_RANK)
 _ROPE = tl.constexpr(LATENT_DIM - KV_LORA_RANK)
 _GROUP = tl.constexpr(FP8_BLOCK)
@@ -67,7 +68,9 @@ def launches(
     kind = ("fp8" if fp8 else "float", min(64, max(16, triton.next_power_of_2(heads))))
     config = launch_config("sparse_mla", arch, "float32" if q.dtype == torch.float32 else kind)
     programs = rows * triton.cdiv(heads, config.blocks["BLOCK_H"])
-    splits = _splits(programs, triton.cdiv(k, config.blocks["BLOCK_K"]), arch)
+    # Eight warps of these kernels fill the registers of an SM.
+    places = arch.num_sms * max(1, 8 // config.num_warps)
+    splits = _splits(programs, triton.cdiv(k, config.blocks["BLOCK_K"]), places)
     part_out, part_lse = out[:, None], lse[:, None]
     if splits > 1:
         part_out = torch.empty(
@@ -111,19 +114,33 @@ def launches(
             "out": out,
             "lse": lse,
             "heads": heads,
+            "splits": splits,
             **strides("out", out, "thd"),
             **strides("lse", lse, "th"),
-            "SPLITS": splits,
         },
         config,
     )
     return [attend, merge]
 
 
-def _splits(programs: int, tiles: int, arch: Arch) -> int:
-    """Parts of a row's selection: a power of two, that there be few variants of the merge."""
-    parts = min(arch.num_sms // programs, tiles, _MAX_SPLITS)
-    return 1 << (parts.bit_length() - 1) if parts > 1 else 1
+@cache
+def _splits(programs: int, tiles: int, places: int) -> int:
+    """Parts of a row's selection: those that take least time, counted in tiles.
+
+    Programs run in waves of `places`; each takes its tiles, and two more to start and to end. No
+    part is without a tile.
+    """
+    best, least = 1, _time(programs, tiles, places)
+    for parts in range(2, min(tiles, _MAX_SPLITS.value) + 1):
+        per_part = triton.cdiv(tiles, parts)
+        time = _time(programs * parts, per_part, places)
+        if triton.cdiv(tiles, per_part) == parts and time < least:
+            best, least = parts, time
+    return best
+
+
+def _time(programs: int, tiles: int, places: int) -> int:
+    return triton.cdiv(programs, places) * (tiles + 2)
 
 
 def compile_cases(arch: Arch) -> Iterator[tuple[str, Launch]]:
@@ -306,31 +323,39 @@ def load_rope(cache, token, valid, DTYPE: tl.constexpr, FP8: tl.constexpr):
     return value
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def _merge(
     part_out,
     part_lse,
     out,
     lse,
     heads,
+    splits,
     out_t,
     out_h,
     out_d,
     lse_t,
     lse_h,
-    SPLITS: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
-    """Grid (rows * heads, 512 / BLOCK_D); parts are [rows, SPLITS, heads, ...], dense."""
+    """Grid (rows * heads, 512 / BLOCK_D); parts are [rows, splits, heads, ...], dense."""
     row, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
     dim = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    part = (row * SPLITS + tl.arange(0, SPLITS)) * heads + head
-    logs = tl.load(part_lse + part)
+    part, every = row * splits * heads + head, tl.arange(0, _MAX_SPLITS)
+    logs = tl.load(part_lse + part + every * heads, mask=every < splits, other=float("-inf"))
     peak = tl.max(logs, 0)
-    weight = tl.exp(logs - tl.where(peak == float("-inf"), 0.0, peak))
-    total = tl.sum(weight, 0)
-    values = tl.load(part_out + part[:, None] * _NOPE + dim[None, :])
-    merged = tl.sum(values * weight[:, None], 0) / tl.where(total == 0.0, 1.0, total)
+    finite_peak = tl.where(peak == float("-inf"), 0.0, peak)
+    total = tl.sum(tl.exp(logs - finite_peak), 0)
+    merged = tl.zeros([BLOCK_D], tl.float32)
+    for first in range(0, splits, UNROLL):
+        for ahead in tl.static_range(UNROLL):
+            split = first + ahead
+            at = part + tl.minimum(split, splits - 1) * heads
+            weight = tl.exp(tl.load(part_lse + at) - finite_peak)
+            weight = tl.where(split < splits, weight, 0.0)
+            merged += weight * tl.load(part_out + at * _NOPE + dim)
+    merged /= tl.where(total == 0.0, 1.0, total)
     tl.store(out + row * out_t + head * out_h + dim * out_d, round_to(merged, out.dtype.element_ty))
     if tl.program_id(1) == 0:
         tl.store(lse + row * lse_t + head * lse_h, peak + tl.log(total))

@@ -52,14 +52,15 @@ def launches(
     if rows == 0 or heads == 0:
         return []
     fp32, columns = q.dtype == torch.float32, topk_indices.shape[1]
-    config = launch_config("sparse_mla", arch, "mask")
-    segments = max(1, triton.cdiv(keys, config.blocks["SEGMENT"]))
-    words = segments * config.blocks["SEGMENT"] // _WORD.value
+    key = ("masked", 192 if width <= 192 else 256)
+    attend_config = launch_config("sparse_mla", arch, "masked float32" if fp32 else key)
+    block_keys = attend_config.blocks["BLOCK_KEYS"]
+    words = triton.cdiv(keys, block_keys) * block_keys // _WORD.value
     mask = torch.empty(rows, words, dtype=torch.int32, device=q.device)
     end = torch.empty(rows, dtype=torch.int32, device=q.device)
     make_mask = Launch(
         _make_mask,
-        (rows, segments),
+        (rows,),
         {
             "topk_indices": topk_indices,
             "mask": mask,
@@ -70,14 +71,12 @@ def launches(
             **strides("topk_indices", topk_indices, "tk"),
             "COLUMNS": max(16, triton.next_power_of_2(columns)),
         },
-        config,
+        launch_config("sparse_mla", arch, "mask"),
     )
-    key = ("masked", 192 if width <= 192 else 256)
-    config = launch_config("sparse_mla", arch, "masked float32" if fp32 else key)
     low = 1 << (width.bit_length() - 1)
     attend = Launch(
         _attend_masked,
-        (triton.cdiv(rows, config.blocks["BLOCK_ROWS"]) * heads,),
+        (triton.cdiv(rows, attend_config.blocks["BLOCK_ROWS"]) * heads,),
         {
             "q": q,
             "k": k,
@@ -99,7 +98,7 @@ def launches(
             "V_WIDTH": v_width,
             "V_BLOCK": max(16, triton.next_power_of_2(v_width)),
         },
-        config,
+        attend_config,
     )
     return [make_mask, attend]
 
@@ -134,22 +133,23 @@ def _make_mask(
     topk_indices_t,
     topk_indices_k,
     COLUMNS: tl.constexpr,
-    SEGMENT: tl.constexpr,
+    WORDS: tl.constexpr,
 ):
-    """Grid (rows, segments of the keys): bits of what a row selected, and the end of all of it."""
+    """Grid (rows): bits of what a row selected, and the end of all of it."""
     row = tl.program_id(0).to(tl.int64)
+    mask_row = mask + row * words
+    for first in range(0, words, WORDS):
+        word = first + tl.arange(0, WORDS)
+        tl.store(mask_row + word, tl.zeros([WORDS], tl.int32), mask=word < words)
     column = tl.arange(0, COLUMNS)
     entry = topk_indices + row * topk_indices_t + column.to(tl.int64) * topk_indices_k
     index = tl.load(entry, mask=column < columns, other=-1)
     index = tl.where((index >= 0) & (index < keys), index, -1).to(tl.int32)
-    first = tl.program_id(1) * SEGMENT
-    here = (index >= first) & (index < first + SEGMENT)
-    times = tl.histogram(tl.where(here, index - first, 0), SEGMENT, mask=here)
-    selected = tl.reshape((times > 0).to(tl.int32), [SEGMENT // _WORD, _WORD])
-    word = tl.sum(selected << tl.arange(0, _WORD)[None, :], 1)
-    tl.store(mask + row * words + first // _WORD + tl.arange(0, SEGMENT // _WORD), word)
-    if tl.program_id(1) == 0:
-        tl.store(end + row, tl.max(index, 0) + 1)
+    tl.store(end + row, tl.max(index, 0) + 1)
+    # All words are zero before the first bit is set.
+    tl.debug_barrier()
+    bit = tl.full([COLUMNS], 1, tl.int32) << (index % _WORD)
+    tl.atomic_or(mask_row + index // _WORD, bit, mask=index >= 0, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["rows", "keys", "words"])
