@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -96,17 +97,29 @@ def sparse_mla_launches(rows: int, heads: int, k: int, arch: Arch) -> list[Launc
 
 @pytest.mark.parametrize("arch", ARCHS.values(), ids=list(ARCHS))
 def test_sparse_mla_fills_a_chip_with_few_rows(arch: Arch) -> None:
-    """Parts are a power of two; with the blocks of heads they never exceed the chip."""
-    for rows in (1, 3, 8, 100, 70_000):
-        attend, *merge = sparse_mla_launches(rows, 16, 2048, arch)
-        programs, parts = attend.grid
-        assert programs == rows
-        assert parts & (parts - 1) == 0
-        assert programs * parts <= max(arch.num_sms, programs)
-        assert bool(merge) == (parts > 1) == (2 * rows <= arch.num_sms)
-        for launch in merge:
-            assert launch.arguments["SPLITS"] == parts
-            assert launch.grid[0] == rows * 16
+    """Few rows are split over most of the chip, many not at all; no part is without a tile."""
+    for heads, k in product((16, 128), (1, 100, 2048)):
+        for rows in (1, 3, 8, 70, 70_000):
+            attend, *merge = sparse_mla_launches(rows, heads, k, arch)
+            programs, parts = attend.grid
+            tiles = -(-k // attend.config.blocks["BLOCK_K"])
+            assert parts <= 64
+            assert (parts - 1) * -(-tiles // parts) < tiles
+            assert parts == 1 or rows < 70_000
+            if tiles >= 32 and rows <= 8:
+                assert 2 * programs * parts > min(arch.num_sms, 32 * programs)
+            assert bool(merge) == (parts > 1)
+            for launch in merge:
+                assert launch.arguments["splits"] == parts
+                assert launch.grid[0] == rows * heads
+
+
+def test_parts_of_sparse_mla_take_least_time() -> None:
+    """By a count of each program's tiles, on a chip where ten run at once."""
+    from dsa_kernels.sparse_mla.kernel import _splits
+
+    assert [_splits(1, tiles, 10) for tiles in (0, 1, 2, 5, 8, 20)] == [1, 1, 1, 5, 8, 10]
+    assert [_splits(programs, 40, 10) for programs in (2, 3, 5, 6, 9, 10)] == [5, 3, 2, 5, 1, 1]
 
 
 def test_sparse_mla_of_nothing_launches_nothing() -> None:

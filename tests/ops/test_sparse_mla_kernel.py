@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -35,9 +34,13 @@ def chip(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("k", [1, 15, 16, 31, 32, 33, 63, 64, 65, 127])
 @pytest.mark.parametrize("split", [False, True])
-def test_edges_of_blocks(k: int, split: bool, chip: Any, kernels_run: list[str]) -> None:
+def test_edges_of_blocks(
+    k: int, split: bool, monkeypatch: pytest.MonkeyPatch, kernels_run: list[str]
+) -> None:
     """Selections around each block size, whole and in as many parts as there are blocks."""
-    chip(replace(arch_of(DEVICE), num_sms=64 if split else 1))
+    from dsa_kernels.sparse_mla import kernel
+
+    monkeypatch.setattr(kernel, "_splits", lambda _, tiles, __: tiles if split else 1)
     used = torch.randperm(9 * 16)[:130]
     cache, values = filled_cache(torch.bfloat16, 9, 16, used)
     q, slots = torch.randn(2, 8, 576).bfloat16(), random_slots(2, k, used)
@@ -47,16 +50,25 @@ def test_edges_of_blocks(k: int, split: bool, chip: Any, kernels_run: list[str])
     assert ("_merge" in kernels_run) == (split and k > block)
 
 
-@pytest.mark.parametrize("filled", [filled_cache, filled_fp8_cache])
-def test_a_whole_selection(filled: Any, chip: Any) -> None:
-    """2048 of 4100 tokens, in eight parts; the second row's ends early, within a block."""
-    chip(replace(arch_of(DEVICE), num_sms=16))
+@pytest.mark.parametrize(
+    ("filled", "parts"),
+    [(filled_cache, 2), (filled_cache, 9), (filled_cache, 64), (filled_fp8_cache, 8)],
+)
+def test_a_whole_selection(filled: Any, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2048 of 4100 tokens, in parts that a merge adds eight at a time.
+
+    The second row's ends early, within a block; of the third row's only the first part has any;
+    the last has none.
+    """
+    from dsa_kernels.sparse_mla import kernel
+
+    monkeypatch.setattr(kernel, "_splits", lambda *_: parts)
     used = torch.randperm(65 * 64)[:4100]
     cache, values = filled(torch.bfloat16, 65, 64, used)
-    q, slots = torch.randn(2, 8, 576).bfloat16(), random_slots(2, 2048, used)
-    length = torch.tensor([2048, 2017], dtype=torch.int32)
+    q, slots = torch.randn(4, 8, 576).bfloat16(), random_slots(4, 2048, used)
+    length = torch.tensor([2048, 2017, 30, 0], dtype=torch.int32)
     out, lse = sparse_mla(q, cache, slots, SCALE, topk_length=length)
-    for row in range(2):
+    for row in range(4):
         seen = slots[row : row + 1, : int(length[row])]
         check(out[row, None], lse[row, None], q[row, None], values, seen)
 
@@ -89,10 +101,12 @@ def test_fp8_cache_on_a_chip_that_has_e4m3(chip: Any) -> None:
     check(out, lse, q, values, slots)
 
 
-@pytest.mark.parametrize("num_sms", [1, 64])
-def test_offsets_beyond_int32(num_sms: int, chip: Any) -> None:
+@pytest.mark.parametrize("parts", [1, 2])
+def test_offsets_beyond_int32(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of pages, whose tokens lie apart, too, of rows; in one part and in two."""
-    chip(replace(arch_of(DEVICE), num_sms=num_sms))
+    from dsa_kernels.sparse_mla import kernel
+
+    monkeypatch.setattr(kernel, "_splits", lambda *_: parts)
     pages, q, out = far_apart(torch.float16, (16, 600), (2, 576), (2, 512))
     cache = pages[..., :576]
     cache[2] = torch.randn(16, 576)

@@ -68,8 +68,8 @@ def launches(
     kind = ("fp8" if fp8 else "float", min(64, max(16, triton.next_power_of_2(heads))))
     config = launch_config("sparse_mla", arch, "float32" if q.dtype == torch.float32 else kind)
     programs = rows * triton.cdiv(heads, config.blocks["BLOCK_H"])
-    # Eight warps of these kernels fill the registers of an SM.
-    places = arch.num_sms * max(1, 8 // config.num_warps)
+    # The registers of an SM have room for 256 threads of these kernels.
+    places = arch.num_sms * max(1, 256 // (config.num_warps * arch.warp_size))
     splits = _splits(programs, triton.cdiv(k, config.blocks["BLOCK_K"]), places)
     part_out, part_lse = out[:, None], lse[:, None]
     if splits > 1:
@@ -125,22 +125,20 @@ def launches(
 
 @cache
 def _splits(programs: int, tiles: int, places: int) -> int:
-    """Parts of a row's selection: those that take least time, counted in tiles.
+    """Parts of a row's selection, none without a tile: those that take least time, in tiles.
 
-    Programs run in waves of `places`; each takes its tiles, and two more to start and to end. No
-    part is without a tile.
+    Programs run in waves of `places`. Each takes two tiles' time to start and to end, of a part
+    two more: its result is float32, is written, and is merged.
     """
-    best, least = 1, _time(programs, tiles, places)
+    best, least = 1, tiles + 2
+    if programs >= places:
+        return best
     for parts in range(2, min(tiles, _MAX_SPLITS.value) + 1):
         per_part = triton.cdiv(tiles, parts)
-        time = _time(programs * parts, per_part, places)
+        time = triton.cdiv(programs * parts, places) * (per_part + 4)
         if triton.cdiv(tiles, per_part) == parts and time < least:
             best, least = parts, time
     return best
-
-
-def _time(programs: int, tiles: int, places: int) -> int:
-    return triton.cdiv(programs, places) * (tiles + 2)
 
 
 def compile_cases(arch: Arch) -> Iterator[tuple[str, Launch]]:
@@ -173,7 +171,7 @@ def _meta_launches(
         )
 
 
-@triton.jit(do_not_specialize=["topk_length", "num_slots"])
+@triton.jit(do_not_specialize=["topk_length", "num_slots", "lse_t", "lse_s"])
 def _attend(
     q,
     cache,
