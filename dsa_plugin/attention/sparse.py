@@ -144,16 +144,14 @@ def reserve(q: Tensor, index_topk: int, workspace_bytes: int) -> None:
 
 def _masked_is_faster(layer: Layer, chunk: PrefillChunk, index_topk: int) -> bool:
     heads, nope, _ = layer.mla.w_uk.shape
-    cache = layer.latent_cache
     return masked_is_faster(
-        cache.device,
+        layer.latent_cache.device,
         chunk.end - chunk.start,
         chunk.num_keys,
         index_topk,
         heads=heads,
         width=nope + ROPE_DIM,
         v_width=layer.mla.w_uv.shape[2],
-        latent_bytes=cache.shape[2] * cache.itemsize,
     )
 
 

@@ -15,13 +15,15 @@ from typing import Any
 from torch import Tensor
 
 from dsa_kernels.arch import Arch
-from dsa_kernels.tuning import Changes, LaunchConfig
+from dsa_kernels.tuning import Changes, ChangesByTriton, LaunchConfig
 from dsa_kernels.tuning.base import BASE
 
 
 @cache
 def launch_config(op: str, arch: Arch, shape_key: Hashable) -> LaunchConfig:
     """What `dsa_kernels.tuning` has for an op's kernel on a chip: the chip's own, or the base.
+
+    The chip's own may hold for the installed version of Triton alone.
 
     Args:
         op: folder of the op, such as "sparse_mla".
@@ -31,9 +33,21 @@ def launch_config(op: str, arch: Arch, shape_key: Hashable) -> LaunchConfig:
     Raises:
         KeyError: the base lacks the entry: a defect, which tests of every architecture find.
     """
-    changes: Changes = import_module(f"dsa_kernels.tuning.{arch.name}").CHANGES
-    changed = changes.get(op, {}).get(shape_key)
-    return BASE[op][shape_key] if changed is None else changed[0]
+    chip = import_module(f"dsa_kernels.tuning.{arch.name}")
+    by_triton: ChangesByTriton = getattr(chip, "BY_TRITON", {})
+    changes: Changes = chip.CHANGES
+    for table in (by_triton.get(_triton_version(), {}), changes):
+        changed = table.get(op, {}).get(shape_key)
+        if changed is not None:
+            return changed[0]
+    return BASE[op][shape_key]
+
+
+def _triton_version() -> str:
+    """Major and minor."""
+    import triton
+
+    return ".".join(triton.__version__.split(".")[:2])
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,6 @@ def test_masked_where_it_is_faster_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> 
         heads=16,
         width=192,
         v_width=128,
-        latent_bytes=1152,
     )
     assert on_cpu(rows=2048, keys=6000)
     assert not on_cpu(rows=2048, keys=16384)
@@ -155,22 +154,29 @@ def test_masked_where_it_is_faster_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("device", [CPU, GPU], ids=["interpreted", "gpu"])
 def test_masked_where_it_is_faster(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
-    """By what both forms cost, once it outweighs the launches."""
+    """By an H100's times of both forms, once it outweighs the launches."""
     if device == CPU:
         assert choose(monkeypatch, CPU, TRITON_INTERPRET="1")
-    v32 = partial(masked_is_faster, device, topk=2048, width=192, v_width=128, latent_bytes=1152)
+    v32 = partial(masked_is_faster, device, topk=2048, width=192, v_width=128)
     assert v32(rows=4096, keys=4096, heads=128)
-    assert v32(rows=4096, keys=6000, heads=128)
-    assert not v32(rows=4096, keys=7000, heads=128), "6963 keys cost what 2048 latents do"
-    assert v32(rows=4096, keys=13_000, heads=16), "gathering takes longer than its products"
-    assert not v32(rows=4096, keys=15_000, heads=16)
-    assert v32(rows=4096, keys=7500, heads=16, latent_bytes=656)
-    assert not v32(rows=4096, keys=9000, heads=16, latent_bytes=656), "fewer bytes are gathered"
-    assert not v32(rows=100, keys=2048, heads=128), "expanding costs too much"
+    assert v32(rows=4096, keys=11_000, heads=128)
+    assert not v32(rows=4096, keys=11_500, heads=128)
+    assert v32(rows=8192, keys=13_000, heads=128), "the average row sees fewer keys"
+    assert v32(rows=4096, keys=15_000, heads=16), "gathering takes longer than its products"
+    assert not v32(rows=4096, keys=15_500, heads=16)
+    assert not v32(rows=60, keys=2048, heads=128), "expanding costs too much"
     assert not v32(rows=300, keys=300, heads=16), "launching costs too much"
-    glm = partial(masked_is_faster, device, topk=2048, width=256, v_width=256, latent_bytes=1152)
-    assert glm(rows=4096, keys=4096, heads=64)
-    assert not glm(rows=4096, keys=4500, heads=64), "its heads are wider: 4352 keys"
+    glm = partial(masked_is_faster, device, topk=2048, width=256, v_width=256)
+    assert glm(rows=4096, keys=7500, heads=64)
+    assert not glm(rows=4096, keys=8000, heads=64), "its heads are wider"
+
+
+@pytest.mark.parametrize(("rows", "keys"), [(1, 1), (1, 9), (3, 8), (4, 11), (5, 5), (12, 12)])
+def test_what_causal_rows_select(rows: int, keys: int) -> None:
+    from dsa_kernels.sparse_mla.api import _selected
+
+    expected = sum(min(8, seen) for seen in range(keys - rows + 1, keys + 1))
+    assert _selected(rows, keys, 8) == expected
 
 
 def test_a_cpu_decodes_nothing_first(monkeypatch: pytest.MonkeyPatch) -> None:

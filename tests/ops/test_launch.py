@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from importlib import import_module
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 import pytest
 import torch
+import triton
 
 import dsa_kernels
 from dsa_kernels import tuning
 from dsa_kernels.arch import ARCHS, Arch
 from dsa_kernels.launch import Launch, launch_config
-from dsa_kernels.tuning import Changes
+from dsa_kernels.tuning import Changes, ChangesByTriton
 from dsa_kernels.tuning.base import BASE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,13 +45,32 @@ def changes_of(arch: Arch) -> Changes:
     return changes
 
 
+def changes_by_triton(arch: Arch) -> ChangesByTriton:
+    return getattr(import_module(f"dsa_kernels.tuning.{arch.name}"), "BY_TRITON", {})
+
+
+@pytest.fixture
+def triton_version(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """A function that makes launch_config see another version of Triton."""
+
+    def pretend(version: str) -> None:
+        monkeypatch.setattr(triton, "__version__", version)
+        launch_config.cache_clear()
+
+    yield pretend
+    launch_config.cache_clear()
+
+
 def test_every_module_of_tuning_is_a_chip_or_the_base() -> None:
     modules = {path.stem for path in Path(tuning.__file__).parent.glob("*.py")}
     assert modules == {"__init__", "base", *ARCHS}
 
 
 @pytest.mark.parametrize("arch", ARCHS.values(), ids=list(ARCHS))
-def test_a_chip_launches_its_own_configuration_or_the_base(arch: Arch) -> None:
+def test_a_chip_launches_its_own_configuration_or_the_base(
+    arch: Arch, triton_version: Callable[[str], None]
+) -> None:
+    triton_version("0.0.1")
     changes = changes_of(arch)
     assert set(changes) <= set(BASE)
     for op, table in BASE.items():
@@ -62,10 +83,29 @@ def test_a_chip_launches_its_own_configuration_or_the_base(arch: Arch) -> None:
             assert launch_config(op, arch, key) is table[key]
 
 
+def test_a_version_of_triton_has_configurations_of_its_own(
+    triton_version: Callable[[str], None],
+) -> None:
+    found = 0
+    for arch in ARCHS.values():
+        for version, changes in changes_by_triton(arch).items():
+            for op, own in changes.items():
+                for key, (config, source) in own.items():
+                    assert source.triton.startswith(f"{version}.")
+                    triton_version("0.0.1")
+                    assert launch_config(op, arch, key) != config, "a change that changes nothing"
+                    triton_version(f"{version}.9+other")
+                    assert launch_config(op, arch, key) is config
+                    found += 1
+    assert found
+
+
 @pytest.mark.parametrize("arch", ARCHS.values(), ids=list(ARCHS))
 def test_a_change_names_data_that_show_it(arch: Arch) -> None:
-    for own in changes_of(arch).values():
+    tables = [changes_of(arch), *changes_by_triton(arch).values()]
+    for own in chain.from_iterable(table.values() for table in tables):
         for _, source in own.values():
+            assert not source.inferred or source.gpu
             data = (ROOT / source.data).read_text(encoding="utf-8")
             assert bool(source.gpu) == bool(source.triton)
             assert source.gpu in data
@@ -119,7 +159,7 @@ def test_parts_of_sparse_mla_take_least_time() -> None:
     from dsa_kernels.sparse_mla.kernel import _splits
 
     assert [_splits(1, tiles, 10) for tiles in (0, 1, 2, 5, 8, 20)] == [1, 1, 1, 5, 8, 10]
-    assert [_splits(programs, 40, 10) for programs in (2, 3, 5, 6, 9, 10)] == [5, 3, 2, 5, 1, 1]
+    assert [_splits(programs, 40, 10) for programs in (2, 3, 5, 6, 9, 10)] == [5, 3, 2, 3, 1, 1]
 
 
 def test_sparse_mla_of_nothing_launches_nothing() -> None:

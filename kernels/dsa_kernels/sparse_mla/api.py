@@ -12,9 +12,11 @@ from dsa_kernels.layout import FLOAT_DTYPES, check_latent_cache
 from dsa_kernels.sparse_mla import cpu, reference
 
 _INT_DTYPES = (torch.int32, torch.int64)
-# Estimates in multiply-adds of bf16, neither measured: a large GPU's in the 50 us that some ten
-# launches take; and a cautious one of those in the time of a byte from the second-level cache.
-_LAUNCHES, _GATHERED_BYTE = 10**10, 32
+# Of an H100 (docs/measured.md): multiply-adds a ns of products with weights, of masked_mha and of
+# sparse_mla; ns of a gathered latent, of a row's mask, of a decoded latent; launches of about ten
+# kernels.
+_WEIGHTS, _MASKED, _SPARSE = 300_000, 165_000, 118_000
+_GATHER, _MASK, _DECODE, _LAUNCHES = 0.23, 30, 0.7, 50_000
 
 
 def sparse_mla(
@@ -193,18 +195,15 @@ def masked_is_faster(
     heads: int,
     width: int,
     v_width: int,
-    latent_bytes: int,
 ) -> bool:
     """Whether expanding N keys and `masked_mha` beat absorbing T queries and `sparse_mla`.
 
     On a CPU they cross at about 4 x topk keys with 2048 rows and 16 heads, by measurement
     (benchmarks/serve_cpu.py has the machine), once expanding a key is counted as the 400 rows of
-    attention that it costs: 512 x (128 + 128) against 192 + 128 products. Elsewhere nothing is
-    measured yet, so multiply-adds are counted, all as equally fast; gathering, which few heads
-    wait for, as some that could be done meanwhile; and the masked form has to save what
-    launching its kernels costs. For V3.2 that puts the crossing near 7K keys with 128 heads, as
-    DeepSeek's cost curves do, and near 14K with 16 and bf16 latents. vLLM 0.32 has, measured on
-    sm100 against FlashMLA, 4K, and 16K to 32K (_MASKED_MHA_THRESHOLDS of
+    attention that it costs: 512 x (128 + 128) against 192 + 128 products. Elsewhere both are
+    counted in an H100's times (docs/measured.md), whose relation other GPUs are taken to share.
+    Both decode an fp8 cache first. vLLM 0.32 has, measured on sm100 against FlashMLA, 4K, and 16K
+    to 32K with few heads (_MASKED_MHA_THRESHOLDS of
     vllm/model_executor/layers/attention/mla_attention.py).
 
     Args:
@@ -212,15 +211,22 @@ def masked_is_faster(
         rows, keys, topk: T queries, N keys that the last of them sees, and how many each selects.
         heads: of this rank.
         width, v_width: values of a head's query and of its result, as in `masked_mha`.
-        latent_bytes: of a token in the cache.
     """
     if device.type == "cpu" and not use_triton(device):
         return keys * (rows + 400) <= 4 * topk * rows
-    project = KV_LORA_RANK * (width - ROPE_DIM + v_width)
-    masked = heads * keys * (project + rows * (width + v_width))
-    latent = max(heads * (LATENT_DIM + KV_LORA_RANK), _GATHERED_BYTE * latent_bytes)
-    sparse = rows * (heads * project + min(topk, keys) * latent)
-    return sparse - masked >= _LAUNCHES
+    weights = heads * KV_LORA_RANK * (width - ROPE_DIM + v_width) / _WEIGHTS
+    pairs = rows * (keys - (rows - 1) / 2)
+    masked = _LAUNCHES + keys * (_DECODE + weights)
+    masked += rows * _MASK + pairs * heads * (width + v_width) / _MASKED
+    latent = max(_GATHER, heads * (LATENT_DIM + KV_LORA_RANK) / _SPARSE)
+    return masked <= rows * weights + _selected(rows, keys, topk) * latent
+
+
+def _selected(rows: int, keys: int, topk: int) -> float:
+    """Keys that causal rows select, the last of which sees `keys`."""
+    first = keys - rows + 1
+    short = min(rows, max(0, topk - first))  # rows that see fewer than topk
+    return (rows - short) * topk + short * (2 * first + short - 1) / 2
 
 
 def decoding_first_is_faster(cache: Tensor, rows: int, keys: int, topk: int) -> bool:

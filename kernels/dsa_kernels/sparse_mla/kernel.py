@@ -351,8 +351,10 @@ def _merge(
             split = first + ahead
             at = part + tl.minimum(split, splits - 1) * heads
             weight = tl.exp(tl.load(part_lse + at) - finite_peak)
-            weight = tl.where(split < splits, weight, 0.0)
-            merged += weight * tl.load(part_out + at * _NOPE + dim)
+            # What is masked costs no load.
+            real = split * _NOPE + dim < splits * _NOPE
+            values = tl.load(part_out + at * _NOPE + dim, mask=real, other=0.0)
+            merged += tl.where(real, values * weight, 0.0)
     merged /= tl.where(total == 0.0, 1.0, total)
     tl.store(out + row * out_t + head * out_h + dim * out_d, round_to(merged, out.dtype.element_ty))
     if tl.program_id(1) == 0:

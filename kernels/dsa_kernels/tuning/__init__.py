@@ -1,6 +1,7 @@
 """Launch configurations: `base` has every key of every op, a chip's module what that chip changes.
 
-A key is what the op's kernel.py calls its shape key. Every change names its source.
+A key is what the op's kernel.py calls its shape key. Every change names its source. Where two
+versions of Triton make different code of a kernel, a chip's BY_TRITON has what one of them changes.
 """
 
 from __future__ import annotations
@@ -46,11 +47,14 @@ class Source:
         data: file that shows it, from the repository's root.
         gpu: what it was measured on, as `data` calls it; "": not measured.
         triton: version it was measured with.
+        inferred: `gpu` is another chip, whose times this one is taken to share: it has the
+            instruction that multiplies there, and the registers and shared memory.
     """
 
     data: str
     gpu: str = ""
     triton: str = ""
+    inferred: bool = False
 
 
 # Not measured: registers, spills and shared memory of the compiled kernel chose it.
@@ -59,3 +63,5 @@ COMPILED = Source("docs/compile_matrix.md")
 # By op and shape key.
 Configs: TypeAlias = Mapping[str, Mapping[Hashable, LaunchConfig]]
 Changes: TypeAlias = Mapping[str, Mapping[Hashable, tuple[LaunchConfig, Source]]]
+# By major and minor version, such as "3.6"; these come before CHANGES.
+ChangesByTriton: TypeAlias = Mapping[str, Changes]

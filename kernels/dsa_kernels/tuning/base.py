@@ -36,7 +36,7 @@ BASE: Configs = {
         ("fp8", 32): Config({"BLOCK_H": 32, "BLOCK_K": 32}, 8, 3),
         ("fp8", 64): Config({"BLOCK_H": 32, "BLOCK_K": 32}, 8, 3),
         "float32": Config({"BLOCK_H": 16, "BLOCK_K": 16}, 8, 2),
-        "merge": Config({"BLOCK_D": 512, "UNROLL": 8}, 4, 1),
+        "merge": Config({"BLOCK_D": 256, "UNROLL": 8}, 1, 1),
         "gather": Config({"BLOCK_TOKENS": 16}, 4, 1),
         "mask": Config({"WORDS": 256}, 4, 1),
         ("masked", 192): Config({"BLOCK_ROWS": 128, "BLOCK_KEYS": 64}, 8, 3),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dsa_kernels.tuning import COMPILED, Changes, Source
+from dsa_kernels.tuning import COMPILED, Changes, ChangesByTriton, Source
 from dsa_kernels.tuning import LaunchConfig as Config
 
 SWEEP = Source("benchmarks/results/h100-sweep.json", gpu="NVIDIA H100 80GB HBM3", triton="3.6.0")
@@ -13,14 +13,26 @@ CHANGES: Changes = {
         ("prefill", 8, 64): (Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 256}, 8, 3), SWEEP),
         ("paged", 8, 64): (Config({"BLOCK_KEYS": 128, "BLOCK_COLUMNS": 128}, 4, 3), SWEEP),
     },
-    # A BLOCK_H of 64 would multiply by wgmma, but Triton 3.9 computes its scores once in each of
-    # two warpgroups, and spills 656 bytes a thread at BLOCK_K 64, 192 at 32. To be decided by
-    # measurement.
     "sparse_mla": {
         ("float", 16): (Config({"BLOCK_H": 16, "BLOCK_K": 64}, 4, 2), COMPILED),
         ("float", 32): (Config({"BLOCK_H": 32, "BLOCK_K": 64}, 8, 3), COMPILED),
         ("float", 64): (Config({"BLOCK_H": 32, "BLOCK_K": 64}, 8, 3), COMPILED),
         ("fp8", 16): (Config({"BLOCK_H": 16, "BLOCK_K": 32}, 4, 3), COMPILED),
         ("masked", 256): (Config({"BLOCK_ROWS": 128, "BLOCK_KEYS": 32}, 8, 3), COMPILED),
+    },
+}
+
+# A BLOCK_H of 64 multiplies by wgmma, though scores are computed once in each of two warpgroups. It
+# spills 80 bytes a thread with Triton 3.6, and up to 608 with 3.9, which nobody measured.
+BY_TRITON: ChangesByTriton = {
+    "3.6": {
+        "sparse_mla": {
+            # 1024 rows, 128 heads: 168 -> 236 TF; decode of 32 rows 117 -> 123 us, of one 15 -> 17.
+            ("float", 64): (Config({"BLOCK_H": 64, "BLOCK_K": 64}, 8, 2), SWEEP),
+            # Decode, 128 heads: of 128 rows 1183 -> 843 us, 32 302 -> 215, 8 94 -> 72, one 20 -> 17.
+            ("fp8", 32): (Config({"BLOCK_H": 32, "BLOCK_K": 64}, 8, 3), SWEEP),
+            # The same: 1183 -> 414 us, 302 -> 128, 94 -> 48, 20 -> 17.
+            ("fp8", 64): (Config({"BLOCK_H": 64, "BLOCK_K": 64}, 8, 2), SWEEP),
+        },
     },
 }
