@@ -29,7 +29,7 @@ BY_TRITON: ChangesByTriton = {
         "sparse_mla": {
             # 1024 rows, 128 heads: 168 -> 236 TF; decode of 32 rows 117 -> 123 us, of one 15 -> 17.
             ("float", 64): (Config({"BLOCK_H": 64, "BLOCK_K": 64}, 8, 2), SWEEP),
-            # Decode, 128 heads: of 128 rows 1183 -> 843 us, 32 302 -> 215, 8 94 -> 72, one 20 -> 17.
+            # Decode, 128 heads: 128 rows 1183 -> 843 us, 32 302 -> 215, 8 94 -> 72, one 20 -> 17.
             ("fp8", 32): (Config({"BLOCK_H": 32, "BLOCK_K": 64}, 8, 3), SWEEP),
             # The same: 1183 -> 414 us, 302 -> 128, 94 -> 48, 20 -> 17.
             ("fp8", 64): (Config({"BLOCK_H": 64, "BLOCK_K": 64}, 8, 2), SWEEP),
