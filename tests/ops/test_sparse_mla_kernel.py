@@ -52,7 +52,7 @@ def test_edges_of_blocks(
 
 @pytest.mark.parametrize(
     ("filled", "parts"),
-    [(filled_cache, 2), (filled_cache, 9), (filled_cache, 64), (filled_fp8_cache, 8)],
+    [(filled_cache, 2), (filled_cache, 11), (filled_cache, 32), (filled_fp8_cache, 8)],
 )
 def test_a_whole_selection(filled: Any, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """2048 of 4100 tokens, in parts that a merge adds eight at a time.

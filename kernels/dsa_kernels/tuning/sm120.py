@@ -5,8 +5,8 @@ from __future__ import annotations
 from dsa_kernels.tuning import COMPILED, Changes, Source
 from dsa_kernels.tuning import LaunchConfig as Config
 
-# On an H100 too, tiles of up to 32 heads multiply by mma.sync. Its warps share the latents of a step,
-# eight each, so a BLOCK_K of less than eight a warp repeats products.
+# On an H100 too, tiles of up to 32 heads multiply by mma.sync. Its warps share the latents of a
+# step, eight each, so a BLOCK_K of less than eight a warp repeats products.
 H100 = Source(
     "benchmarks/results/h100-sweep.json",
     gpu="NVIDIA H100 80GB HBM3",
