@@ -405,6 +405,7 @@ def _finish(
             pivot = _guess(
                 logits, logits_n, first, end, k, least, most, at_least, above, attempt, SAMPLE, ROOM
             )
+            tl.debug_barrier()  # of two passes' notes in one place the later one's stays
             count = _pass(
                 logits,
                 logits_n,
