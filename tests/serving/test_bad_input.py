@@ -248,6 +248,19 @@ def test_block_size_of_the_fp8_index_cache(checkpoint: Path, refusal: Refuse) ->
 
 
 @pytest.mark.parametrize("host", ["vllm"], indirect=True)
+def test_context_past_yarns_range(tmp_path: Path, checkpoint: Path, refusal: Refuse) -> None:
+    def shorten(config: dict[str, Any]) -> None:
+        config["rope_scaling"] |= {"original_max_position_embeddings": 128, "factor": 4}
+        config["max_position_embeddings"] = 512
+
+    model = edited(checkpoint, tmp_path / "model", config=shorten)
+    long = {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
+    message = refusal(model, "--max-model-len", "2048", env=long)
+    assert "--max-model-len 2048: the model's RoPE, 128 positions times YaRN factor 4" in message
+    assert "use --max-model-len 512" in message
+
+
+@pytest.mark.parametrize("host", ["vllm"], indirect=True)
 def test_pipeline_stage_without_a_selection(refusal: Refuse) -> None:
     """glm52's layers are full, full, shared ...: a stage may not start at a shared one."""
     message = refusal(make_checkpoint("glm52"), "--pipeline-parallel-size", "2")

@@ -14,6 +14,7 @@ from dsa_plugin.hosts.checkpoint import check_checkpoint
 from dsa_plugin.hosts.vllm.backend import index_cache_is_fp8
 from dsa_plugin.hosts.vllm.compat import leave_cpu_mla_backend, split_at_attention
 from dsa_plugin.hosts.vllm.refusals import unsupported
+from dsa_plugin.hosts.vllm.rope import cover_context
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -41,6 +42,7 @@ def verify_and_update_config(vllm_config: VllmConfig, reason: str) -> None:
         # it ignores HF's `indexer_types`, and HF drops the RoPE key on save.
         served.hf_config.indexer_rope_interleave = config.indexer_rope_interleave
         served.hf_config.index_topk_pattern = config.index_topk_pattern
+        cover_context(served)
         leave_cpu_mla_backend(served)
     if not vllm_config.cache_config.user_specified_block_size:
         vllm_config.cache_config.block_size = INDEX_PAGE

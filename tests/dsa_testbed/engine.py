@@ -1,0 +1,89 @@
+"""vLLM's engine in one process, which starts faster than a server and whose layers can be seen.
+
+`in_engine` starts this file in a process of its own: an engine leaves much behind in its process.
+stdin is a JSON object with the work's name, the engine's arguments and the work's; the last line of
+stdout is the answer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+_TESTS = Path(__file__).resolve().parents[1]
+_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+_ENGINE = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "max_model_len": 2048,
+    "max_num_batched_tokens": 256,
+    "max_num_seqs": 4,
+}
+Tokens = list[int]
+
+
+def in_engine(
+    work: Callable[..., Any],
+    model: Path,
+    engine: Mapping[str, Any] | None = None,
+    env: Mapping[str, str] | None = None,
+    **arguments: Any,
+) -> Any:
+    """What `work(engine, **arguments)`, a function of this file, returns; all of it is JSON.
+
+    Raises:
+        RuntimeError: the engine did not start or the work failed; the message is its last output.
+    """
+    search = os.pathsep.join(filter(None, [str(_TESTS), os.environ.get("PYTHONPATH")]))
+    request = {
+        "work": work.__name__,
+        "engine": {**_ENGINE, "model": str(model), **(engine or {})},
+        "arguments": arguments,
+    }
+    done = subprocess.run(
+        [sys.executable, "-P", __file__],
+        input=json.dumps(request),
+        env={**_ENVIRONMENT, **os.environ, **(env or {}), "PYTHONPATH": search},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError((done.stdout + done.stderr)[-6000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def generate(engine: Any, prompts: list[Tokens], max_tokens: int, **options: Any) -> list[Tokens]:
+    """Greedy tokens of each prompt, all asked at once."""
+    from vllm import SamplingParams
+
+    outputs = engine.generate(
+        [{"prompt_token_ids": prompt} for prompt in prompts],
+        SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True),
+        use_tqdm=False,
+        **options,
+    )
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def main() -> None:
+    from vllm import LLM
+
+    request = json.load(sys.stdin)
+    work = {function.__name__: function for function in (generate,)}[request["work"]]
+    answer = work(LLM(**request["engine"]), **request["arguments"])
+    print("\n" + json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""What vLLM's users do besides serving a checkpoint as it is, against transformers' tokens."""
+
+import pytest
+
+from dsa_testbed.checkpoint import make_checkpoint
+from dsa_testbed.engine import generate, in_engine
+from dsa_testbed.oracle import oracle_generate
+from dsa_testbed.prompts import text_tokens
+
+pytestmark = pytest.mark.serving
+
+MAX_TOKENS = 16
+
+
+def test_a_context_longer_than_the_config_says() -> None:
+    """The table of cosines covers what the engine was made to accept."""
+    model = make_checkpoint("glm5", max_position_embeddings=256)
+    prompts = [text_tokens(0, 1029), text_tokens(500, 250)]
+    env = {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
+    served = in_engine(generate, model, env=env, prompts=prompts, max_tokens=MAX_TOKENS)
+    assert served == oracle_generate(model, prompts, MAX_TOKENS)
