@@ -177,8 +177,8 @@ def test_environment(
 
 ARGUMENTS: dict[str, list[tuple[Sequence[str], str]]] = {
     "vllm": [
-        (["--kv-cache-dtype", "fp8_e4m3"], "--kv-cache-dtype fp8_e4m3"),
-        (["--kv-cache-dtype", "fp8_e4m3"], "as fp8_ds_mla (656 bytes a token)"),
+        (["--kv-cache-dtype", "fp8_e5m2"], "--kv-cache-dtype fp8_e5m2"),
+        (["--kv-cache-dtype", "fp8_e5m2"], "as fp8_ds_mla (656 bytes a token)"),
         (
             ["--kv-cache-dtype", "bfloat16", "--dtype", "float32"],
             "--kv-cache-dtype bfloat16 with a",

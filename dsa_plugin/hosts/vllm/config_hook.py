@@ -17,7 +17,7 @@ from dsa_plugin.hosts.vllm.refusals import unsupported
 from dsa_plugin.hosts.vllm.rope import cover_context
 
 if TYPE_CHECKING:
-    from vllm.config import ModelConfig, VllmConfig
+    from vllm.config import CacheConfig, ModelConfig, VllmConfig
 
 _logger = init_logger("vllm.dsa_plugin")
 
@@ -32,6 +32,7 @@ def verify_and_update_config(vllm_config: VllmConfig, reason: str) -> None:
     model_config = vllm_config.model_config
     hf_config = model_config.hf_config
     config = DSAConfig.from_hf(hf_config)
+    _settle_cache_dtype(vllm_config.cache_config)
     if reasons := unsupported(vllm_config, config):
         raise ValueError("dsa_plugin cannot serve this model as asked:\n- " + "\n- ".join(reasons))
     if Path(model_config.model).is_dir():
@@ -54,6 +55,16 @@ def verify_and_update_config(vllm_config: VllmConfig, reason: str) -> None:
         reason,
         config.summary(index_cache_fp8=index_cache_is_fp8()),
     )
+
+
+def _settle_cache_dtype(cache: CacheConfig) -> None:
+    """vLLM's sparse backends take these names for their own layout, and users for any fp8."""
+    if cache.cache_dtype in ("fp8", "fp8_e4m3"):
+        _logger.info(
+            "--kv-cache-dtype %s is fp8_ds_mla here: 656 bytes a token, with scales of its own",
+            cache.cache_dtype,
+        )
+        cache.cache_dtype = "fp8_ds_mla"
 
 
 def _model_configs(vllm_config: VllmConfig) -> list[ModelConfig]:
