@@ -30,6 +30,8 @@ _ENGINE = {
     "max_num_seqs": 4,
 }
 Tokens = list[int]
+Start = Callable[[], Any]
+"""Starts the engine."""
 
 
 def in_engine(
@@ -39,7 +41,7 @@ def in_engine(
     env: Mapping[str, str] | None = None,
     **arguments: Any,
 ) -> Any:
-    """What `work(engine, **arguments)`, a function of this file, returns; all of it is JSON.
+    """What `work(start, **arguments)`, a function of this file, returns; all of it is JSON.
 
     Raises:
         RuntimeError: the engine did not start or the work failed; the message is its last output.
@@ -63,8 +65,12 @@ def in_engine(
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def generate(engine: Any, prompts: list[Tokens], max_tokens: int, **options: Any) -> list[Tokens]:
+def generate(start: Start, prompts: list[Tokens], max_tokens: int, **options: Any) -> list[Tokens]:
     """Greedy tokens of each prompt, all asked at once."""
+    return _answers(start(), prompts, max_tokens, **options)
+
+
+def _answers(engine: Any, prompts: list[Tokens], max_tokens: int, **options: Any) -> list[Tokens]:
     from vllm import SamplingParams
 
     outputs = engine.generate(
@@ -80,8 +86,8 @@ def main() -> None:
     from vllm import LLM
 
     request = json.load(sys.stdin)
-    work = {function.__name__: function for function in (generate,)}[request["work"]]
-    answer = work(LLM(**request["engine"]), **request["arguments"])
+    work = globals()[request["work"]]
+    answer = work(lambda: LLM(**request["engine"]), **request["arguments"])
     print("\n" + json.dumps(answer), flush=True)
 
 

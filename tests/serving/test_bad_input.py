@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from dsa_testbed.checkpoint import make_checkpoint
@@ -142,6 +143,44 @@ def test_indexer_weights(
     message = refusal(edited(checkpoint, tmp_path / "model", weights=weights))
     assert expected in message
     assert "Download the checkpoint again" in message
+
+
+def packed(weights: dict[str, Any], projection: str) -> None:
+    """As llm-compressor stores 4-bit weights."""
+    rows, columns = weights.pop(f"{INDEXER}.{projection}.weight").shape
+    weights[f"{INDEXER}.{projection}.weight_packed"] = torch.zeros(rows, columns // 8).int()
+    weights[f"{INDEXER}.{projection}.weight_scale"] = torch.ones(rows, columns // 128)
+
+
+def in_fp8(weights: dict[str, Any], projection: str) -> None:
+    """With its scale lost."""
+    name = f"{INDEXER}.{projection}.weight"
+    weights[name] = weights[name].to(torch.float8_e4m3fn)
+
+
+@pytest.mark.parametrize(
+    ("host", "store", "projection", "tensor"),
+    [
+        ("vllm", packed, "weights_proj", "weight_packed (I32 [16, 32])"),
+        ("sglang", packed, "weights_proj", "weight_packed (I32 [16, 32])"),
+        ("vllm", packed, "wk", "weight_packed (I32 [128, 32])"),
+        ("vllm", in_fp8, "wk", "weight (F8_E4M3 [128, 256])"),
+        ("sglang", in_fp8, "weights_proj", "weight (F8_E4M3 [16, 256])"),
+    ],
+    indirect=["host"],
+)
+def test_indexer_quantised_where_the_host_does_not_expect_it(
+    checkpoint: Path,
+    tmp_path: Path,
+    refusal: Refuse,
+    store: Callable[[dict[str, Any], str], None],
+    projection: str,
+    tensor: str,
+) -> None:
+    model = edited(checkpoint, tmp_path / "model", weights=lambda w: store(w, projection))
+    message = refusal(model)
+    assert f"{INDEXER}.{projection}.{tensor}" in message
+    assert "Quantise the model again with these left out" in message
 
 
 @pytest.mark.parametrize("keep", [4, 1000, 0.5, 0.999])

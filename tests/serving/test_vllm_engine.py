@@ -1,11 +1,16 @@
 """What vLLM's users do besides serving a checkpoint as it is, against transformers' tokens."""
 
+import shutil
+from pathlib import Path
+
 import pytest
+from safetensors.torch import load_file, save_file
 
 from dsa_testbed.checkpoint import make_checkpoint
 from dsa_testbed.engine import generate, in_engine
 from dsa_testbed.oracle import oracle_generate
 from dsa_testbed.prompts import text_tokens
+from dsa_testbed.weights import dequantise_blocks, quantise_blocks
 
 pytestmark = pytest.mark.serving
 
@@ -35,3 +40,28 @@ def test_a_context_longer_than_the_config_says() -> None:
     env = {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
     served = in_engine(generate, model, env=env, prompts=prompts, max_tokens=MAX_TOKENS)
     assert served == oracle_generate(model, prompts, MAX_TOKENS)
+
+
+@pytest.fixture
+def fp8_key_projection(tmp_path: Path) -> tuple[Path, Path]:
+    """A model whose indexers' wk are stored in fp8, alone of its weights; and what they mean."""
+    stored, meant = (
+        Path(shutil.copytree(make_checkpoint("v32"), tmp_path / name))
+        for name in ("stored", "meant")
+    )
+    tensors = load_file(stored / "model.safetensors")
+    dequantised = dict(tensors)
+    for name in [name for name in tensors if name.endswith(".indexer.wk.weight")]:
+        tensors[name], scale = quantise_blocks(tensors[name])
+        tensors[f"{name}_scale_inv"] = scale
+        dequantised[name] = dequantise_blocks(tensors[name], scale)
+    for model, weights in ((stored, tensors), (meant, dequantised)):
+        save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    return stored, meant
+
+
+def test_fp8_key_projection(fp8_key_projection: tuple[Path, Path]) -> None:
+    stored, meant = fp8_key_projection
+    prompts = [text_tokens(0, 700), text_tokens(500, 250)]
+    served = in_engine(generate, stored, prompts=prompts, max_tokens=MAX_TOKENS)
+    assert served == oracle_generate(meant, prompts, MAX_TOKENS)

@@ -36,7 +36,9 @@ def verify_and_update_config(vllm_config: VllmConfig, reason: str) -> None:
     if reasons := unsupported(vllm_config, config):
         raise ValueError("dsa_plugin cannot serve this model as asked:\n- " + "\n- ".join(reasons))
     if Path(model_config.model).is_dir():
-        check_checkpoint(Path(model_config.model), config)
+        # The host joins the two in one bf16 parameter, and dequantises an fp8 wk for it.
+        fused = {"wk": True, "weights_proj": False}
+        check_checkpoint(Path(model_config.model), config, unquantised=fused)
 
     for served in _model_configs(vllm_config):
         # In the host's own config language, so that the layers it builds agree with the registry:
