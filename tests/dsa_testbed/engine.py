@@ -11,9 +11,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 _TESTS = Path(__file__).resolve().parents[1]
 _ENVIRONMENT = {
@@ -68,6 +71,25 @@ def in_engine(
 def generate(start: Start, prompts: list[Tokens], max_tokens: int, **options: Any) -> list[Tokens]:
     """Greedy tokens of each prompt, all asked at once."""
     return _answers(start(), prompts, max_tokens, **options)
+
+
+def generate_loaded_through_one_buffer(
+    start: Start, prompts: list[Tokens], max_tokens: int
+) -> list[Tokens]:
+    """As `generate`; the loader hands out views of one buffer, which the next tensor overwrites."""
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+    from_files = DefaultModelLoader.get_all_weights
+
+    def through_one_buffer(*args: Any) -> Iterator[tuple[str, Tensor]]:
+        buffer = torch.empty(1 << 24, dtype=torch.uint8)
+        for name, tensor in from_files(*args):
+            view = buffer[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+            yield name, view.copy_(tensor)
+            buffer.fill_(0x7F)
+
+    DefaultModelLoader.get_all_weights = through_one_buffer
+    return _answers(start(), prompts, max_tokens)
 
 
 def _answers(engine: Any, prompts: list[Tokens], max_tokens: int, **options: Any) -> list[Tokens]:

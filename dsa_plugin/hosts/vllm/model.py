@@ -6,14 +6,18 @@ the attention and of the MTP draft, with its own parameter names, quantisation a
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
+from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.model_executor.models.deepseek_mtp import DeepSeekMTP
 from vllm.model_executor.models.deepseek_v2 import DeepseekV2ForCausalLM
 
 from dsa_plugin.hosts.vllm.attention import DSAAttention, DSAIndexer
 from dsa_plugin.hosts.vllm.compat import attention_classes
+
+NamedTensor = tuple[str, Tensor]
 
 
 class DSAForCausalLM(DeepseekV2ForCausalLM):
@@ -23,6 +27,10 @@ class DSAForCausalLM(DeepseekV2ForCausalLM):
         with _our_attention():
             super().__init__(vllm_config=vllm_config, prefix=prefix)
 
+    def load_weights(self, weights: Iterable[NamedTensor]) -> set[str]:
+        loaded: set[str] = super().load_weights(_owning_key_projections(weights))
+        return loaded
+
 
 class DSAMTP(DeepSeekMTP):
     """The multi-token-prediction draft; before 0.30 its architecture name covers dense V3 too."""
@@ -31,6 +39,20 @@ class DSAMTP(DeepSeekMTP):
         dsa = hasattr(vllm_config.model_config.hf_config, "index_topk")
         with _our_attention() if dsa else nullcontext():
             super().__init__(vllm_config=vllm_config, prefix=prefix)
+
+    def load_weights(self, weights: Iterable[NamedTensor]) -> set[str]:
+        loaded: set[str] = super().load_weights(_owning_key_projections(weights))
+        return loaded
+
+
+def _owning_key_projections(weights: Iterable[NamedTensor]) -> Iterator[NamedTensor]:
+    """The same, with what the host keeps until its other half comes in memory of its own.
+
+    deepseek_v2._try_load_fp8_indexer_wk holds an fp8 wk and its scale from one step of the iterator
+    to a later one, while streaming loaders reuse their buffers (vllm#43163).
+    """
+    for name, tensor in weights:
+        yield name, tensor.clone() if ".indexer.wk." in name else tensor
 
 
 def _our_attention() -> AbstractContextManager[None]:
