@@ -92,6 +92,31 @@ def generate_loaded_through_one_buffer(
     return _answers(start(), prompts, max_tokens)
 
 
+def generate_after_reload(
+    start: Start, prompts: list[Tokens], max_tokens: int, checkpoint: str
+) -> list[Tokens]:
+    """Tokens of another checkpoint, by the tensors that the layers had before it was loaded.
+
+    A captured graph holds their addresses, and so reads what they hold when it is replayed.
+    """
+    from dsa_plugin.hosts.vllm.attention import DSAAttention
+
+    engine = start()
+    _answers(engine, prompts, max_tokens)
+    captured = {}
+
+    def capture(model: Any) -> None:
+        for layer in model.modules():
+            if isinstance(layer, DSAAttention):
+                captured[layer.prefix] = layer.bound(torch.float32)
+
+    engine.apply_model(capture)
+    engine.collective_rpc("reload_weights", kwargs={"weights_path": checkpoint})
+    engine.reset_prefix_cache()
+    DSAAttention.bound = lambda layer, _: captured[layer.prefix]
+    return _answers(engine, prompts, max_tokens)
+
+
 def _answers(engine: Any, prompts: list[Tokens], max_tokens: int, **options: Any) -> list[Tokens]:
     from vllm import SamplingParams
 
