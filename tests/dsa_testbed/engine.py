@@ -14,8 +14,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 _TESTS = Path(__file__).resolve().parents[1]
@@ -113,8 +115,26 @@ def generate_after_reload(
     engine.apply_model(capture)
     engine.collective_rpc("reload_weights", kwargs={"weights_path": checkpoint})
     engine.reset_prefix_cache()
-    DSAAttention.bound = lambda layer, _: captured[layer.prefix]
-    return _answers(engine, prompts, max_tokens)
+    with patch.object(DSAAttention, "bound", lambda layer, _: captured[layer.prefix]):
+        return _answers(engine, prompts, max_tokens)
+
+
+def generate_through_a_store(
+    start: Start, prompt: Tokens, max_tokens: int, store: str
+) -> list[Any]:
+    """Tokens when the caches are stored, when loaded, and when the index keys are others' there.
+
+    And the bytes stored of each layer's cache.
+    """
+    engine = start()
+    answers = [_answers(engine, [prompt], max_tokens)[0] for _ in range(2)]
+    files = {path.stem: path for path in Path(store).rglob("*.safetensors")}
+    stored = {name: load_file(path)["kv_cache"] for name, path in files.items()}
+    for name, path in files.items():
+        if "indexer" in name:
+            save_file({"kv_cache": stored[name].flip(0).contiguous()}, path)
+    answers += _answers(engine, [prompt], max_tokens)
+    return [answers, {name: tensor.nbytes for name, tensor in stored.items()}]
 
 
 def _answers(engine: Any, prompts: list[Tokens], max_tokens: int, **options: Any) -> list[Tokens]:

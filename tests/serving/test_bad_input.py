@@ -224,6 +224,11 @@ ARGUMENTS: dict[str, list[tuple[Sequence[str], str]]] = {
         ),
         (["-tp", "3"], "tensor parallel size 3 does not divide num_attention_heads=4"),
         (["--max-model-len", str(1 << 20)], "max_model_len"),
+        (
+            ["--kv-transfer-config", '{"kv_connector": "NixlConnector", "kv_role": "kv_both"}'],
+            "--kv-transfer-config with NixlConnector: ",
+        ),
+        (["--kv-offloading-size", "1"], "--kv-offloading-size 1.0: "),
     ],
     "sglang": [
         (["--kv-cache-dtype", "fp8_e5m2"], "--kv-cache-dtype fp8_e5m2 with a"),

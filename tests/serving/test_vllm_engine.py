@@ -12,6 +12,7 @@ from dsa_testbed.engine import (
     generate,
     generate_after_reload,
     generate_loaded_through_one_buffer,
+    generate_through_a_store,
     in_engine,
 )
 from dsa_testbed.oracle import oracle_generate
@@ -86,3 +87,33 @@ def test_reloaded_weights_keep_their_addresses() -> None:
         generate_after_reload, model, prompts=prompts, max_tokens=MAX_TOKENS, checkpoint=str(other)
     )
     assert served == oracle_generate(other, prompts, MAX_TOKENS)
+
+
+def test_a_connector_stores_and_loads_both_caches(tmp_path: Path) -> None:
+    model, prompt = make_checkpoint("v32"), text_tokens(0, 700)
+    engine = {
+        "enable_prefix_caching": False,
+        "kv_transfer_config": {
+            "kv_connector": "ExampleConnector",
+            "kv_role": "kv_both",
+            "kv_connector_extra_config": {"shared_storage_path": str(tmp_path)},
+        },
+        "max_num_batched_tokens": 1024,  # it stores of a prompt what its first chunk wrote
+    }
+    answers, stored = in_engine(
+        generate_through_a_store,
+        model,
+        engine,
+        prompt=prompt,
+        max_tokens=MAX_TOKENS,
+        store=str(tmp_path),
+    )
+    reference = oracle_generate(model, [prompt], MAX_TOKENS)[0]
+    assert answers[0] == answers[1] == reference
+    assert answers[2] != reference, "the stored index keys were not read"
+    of_cache = {"attn": 576, "indexer.k_cache": 128}
+    assert stored == {
+        f"model.layers.{layer}.self_attn.{cache}": 640 * width * 4
+        for layer in range(4)
+        for cache, width in of_cache.items()
+    }

@@ -23,6 +23,7 @@ from dsa_plugin.env import Env
 from dsa_plugin.hosts.vllm.backend import index_cache_is_fp8
 from dsa_plugin.hosts.vllm.cache_layer import CacheLayer
 from dsa_plugin.hosts.vllm.compat import keep_weight_readable
+from dsa_plugin.hosts.vllm.kv_transfer import transferred
 
 if TYPE_CHECKING:
     from dsa_plugin.attention.metadata import DSAMetadata
@@ -88,7 +89,7 @@ class DSAIndexer(nn.Module):
         return attention.Indexer(
             k_norm=Norm(self.k_norm.weight, self.k_norm.eps, self.k_norm.bias),
             rope=Rope(cos_sin_cache, self.interleaved),
-            key_cache=self.k_cache.kv_cache,
+            key_cache=self.k_cache.pages,
         )
 
 
@@ -169,7 +170,12 @@ class DSAAttention(CacheLayer):
         # Before 0.30 the host calls this after loading for its own attention classes only.
         mla = self.mla or self.process_weights_after_loading(act_dtype)
         indexer = None if self.indexer is None else self.indexer.bound(mla.rope.cos_sin_cache)
-        return attention.Layer(mla, self.kv_cache, indexer)
+        return attention.Layer(mla, self.pages, indexer)
+
+    @property
+    def caches(self) -> list[CacheLayer]:
+        """This layer's latents and, where it has an indexer, its index keys."""
+        return [self] if self.indexer is None else [self, self.indexer.k_cache]
 
     def forward(
         self,
@@ -222,14 +228,16 @@ def _dsa_attention(
     index = None
     if index_q is not None and index_k is not None and index_weights is not None:
         index = attention.IndexProjections(index_q, index_k, index_weights)
-    attention.forward(
-        layer.bound(q.dtype),
-        attention.Projections(q, kv, positions, index),
-        cast("dict[str, DSAMetadata]", context.attn_metadata)[layer_name],
-        layer.topk_indices_buffer,
-        out,
-        reuse_selection=layer.skip_topk,
-    )
+    metadata = cast("dict[str, DSAMetadata]", context.attn_metadata)
+    with transferred(layer.caches, metadata):
+        attention.forward(
+            layer.bound(q.dtype),
+            attention.Projections(q, kv, positions, index),
+            metadata[layer_name],
+            layer.topk_indices_buffer,
+            out,
+            reuse_selection=layer.skip_topk,
+        )
 
 
 def _fake(*_: object) -> None:

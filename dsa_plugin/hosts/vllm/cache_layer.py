@@ -17,7 +17,8 @@ class CacheLayer(nn.Module, AttentionLayerBase):
     """The host allocates, shares and evicts its pages.
 
     Attributes:
-        kv_cache: [num_blocks, block_size, head_size], a strided view into the host's buffer.
+        kv_cache: as the host hands it out, a strided view into its buffer; connectors expect
+            its shape: [num_blocks, 1, block_size, head_size] since 0.30, without the 1 before.
     """
 
     def __init__(
@@ -42,7 +43,12 @@ class CacheLayer(nn.Module, AttentionLayerBase):
         layers[prefix] = self
 
     def bind_kv_cache(self, kv_cache: Tensor) -> None:
-        self.kv_cache = kv_cache.squeeze(1) if kv_cache.ndim == 4 else kv_cache
+        self.kv_cache = kv_cache
+
+    @property
+    def pages(self) -> Tensor:
+        """[num_blocks, block_size, head_size]."""
+        return self.kv_cache.squeeze(1) if self.kv_cache.ndim == 4 else self.kv_cache
 
     def get_attn_backend(self) -> type[DSABackend]:
         return DSABackend

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from dsa_kernels.dims import INDEX_PAGE
 from dsa_plugin.config import DSAConfig
 from dsa_plugin.hosts.vllm.backend import index_cache_is_fp8
+from dsa_plugin.hosts.vllm.kv_transfer import connector_faults
 from dsa_plugin.hosts.vllm.rope import context_faults
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def unsupported(vllm_config: VllmConfig, config: DSAConfig) -> list[str]:
         *config.tensor_parallel_faults(parallel.tensor_parallel_size),
         *_parallelism(parallel, config),
         *context_faults(vllm_config.model_config),
+        *connector_faults(vllm_config),
         *_caches(vllm_config.cache_config, str(vllm_config.model_config.dtype)),
     ]
 

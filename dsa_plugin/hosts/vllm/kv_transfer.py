@@ -1,0 +1,57 @@
+"""The host's KV connector told of both caches of a layer, as it is of other models' one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from vllm.distributed.kv_transfer import (
+    get_kv_transfer_group,
+    has_kv_transfer_group,
+    is_v1_kv_transfer_group,
+)
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+    from dsa_plugin.hosts.vllm.cache_layer import CacheLayer
+
+_TESTED = ("ExampleConnector",)
+
+
+def connector_faults(vllm_config: VllmConfig) -> list[str]:
+    """Why the configured connector is not trusted with our caches; empty where it is."""
+    transfer = vllm_config.kv_transfer_config
+    connector = None if transfer is None else transfer.kv_connector
+    flags = {f"--kv-transfer-config with {connector}": connector not in (None, *_TESTED)}
+    # A connector, too, but made after this.
+    size = getattr(vllm_config.cache_config, "kv_offloading_size", None)
+    flags[f"--kv-offloading-size {size}"] = size is not None
+    return [
+        f"{flag}: nobody has tried yet whether it moves the index keys along with the latents, "
+        "without which answers to long prompts are garbage; drop the flag, and use vLLM's own "
+        f"prefix cache ({', '.join(_TESTED)} is served)"
+        for flag, given in flags.items()
+        if given
+    ]
+
+
+@contextmanager
+def transferred(layers: Sequence[CacheLayer], metadata: Mapping[str, Any]) -> Iterator[None]:
+    """Wait for what a connector loads into the layers' caches; store what the pass has written.
+
+    attention/kv_transfer_utils.py, maybe_transfer_kv_layer, does so for one cache.
+    """
+    if not (has_kv_transfer_group() and is_v1_kv_transfer_group()):
+        yield
+        return
+    connector: Any = get_kv_transfer_group()
+    if not connector.has_connector_metadata():
+        yield
+        return
+    for layer in layers:
+        connector.wait_for_layer_load(layer.prefix)
+    yield
+    for layer in layers:
+        connector.save_kv_layer(layer.prefix, layer.kv_cache, metadata[layer.prefix])
