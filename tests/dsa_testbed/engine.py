@@ -137,6 +137,24 @@ def generate_through_a_store(
     return [answers, {name: tensor.nbytes for name, tensor in stored.items()}]
 
 
+def generate_with_adapter(
+    start: Start, prompts: list[Tokens], max_tokens: int, adapter: str, others: list[str]
+) -> list[Any]:
+    """Tokens with a LoRA adapter, and what the engine says to each of the others."""
+    from vllm.lora.request import LoRARequest
+
+    engine = start()
+    request = LoRARequest("adapter", 1, adapter)
+    answers = _answers(engine, prompts, max_tokens, lora_request=request)
+    said = []
+    for number, path in enumerate(others):
+        try:
+            engine.llm_engine.add_lora(LoRARequest(path, 2 + number, path))
+        except ValueError as error:
+            said.append(str(error))
+    return [answers, said]
+
+
 def _answers(engine: Any, prompts: list[Tokens], max_tokens: int, **options: Any) -> list[Tokens]:
     from vllm import SamplingParams
 

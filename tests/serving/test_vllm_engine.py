@@ -1,11 +1,15 @@
 """What vLLM's users do besides serving a checkpoint as it is, against transformers' tokens."""
 
+import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from dsa_testbed.checkpoint import build, make_checkpoint
 from dsa_testbed.engine import (
@@ -13,6 +17,7 @@ from dsa_testbed.engine import (
     generate_after_reload,
     generate_loaded_through_one_buffer,
     generate_through_a_store,
+    generate_with_adapter,
     in_engine,
 )
 from dsa_testbed.oracle import oracle_generate
@@ -117,3 +122,52 @@ def test_a_connector_stores_and_loads_both_caches(tmp_path: Path) -> None:
         for layer in range(4)
         for cache, width in of_cache.items()
     }
+
+
+RANK = 8
+
+
+def adapter(tensors: dict[str, Tensor], projections: set[str], directory: Path) -> Path:
+    """A LoRA adapter of these projections of every layer, which is merged into `tensors`."""
+    low_rank = {}
+    for name in sorted(tensors):
+        module = name.removesuffix(".weight")
+        if module.rpartition(".")[2] not in projections or ".layers.4." in name:
+            continue
+        rows, columns = tensors[name].shape
+        a, b = torch.randn(RANK, columns) * columns**-0.5, torch.randn(rows, RANK) * 0.3
+        tensors[name] += b @ a
+        low_rank[f"base_model.model.{module}.lora_A.weight"] = a
+        low_rank[f"base_model.model.{module}.lora_B.weight"] = b
+    directory.mkdir()
+    save_file(low_rank, directory / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK}
+    config |= {"target_modules": sorted(projections)}
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+    return directory
+
+
+def test_lora(tmp_path: Path) -> None:
+    """As the merged weights, on every projection that is one; the others' are refused by name."""
+    # vLLM 0.32 has no experts for a CPU with LoRA.
+    model = make_checkpoint("v32", first_k_dense_replace=4)
+    merged = Path(shutil.copytree(model, tmp_path / "merged"))
+    tensors = load_file(merged / "model.safetensors")
+    served = {"q_a_proj", "kv_a_proj_with_mqa", "q_b_proj", "o_proj", "wq_b", "down_proj"}
+    path = adapter(tensors, served, tmp_path / "served")
+    save_file(tensors, merged / "model.safetensors", metadata={"format": "pt"})
+    refused = ["kv_b_proj", "wk", "weights_proj"]
+    others = [str(adapter(tensors, {name}, tmp_path / name)) for name in refused]
+    prompts = [text_tokens(0, 700), text_tokens(500, 250)]
+    answers, said = in_engine(
+        generate_with_adapter,
+        model,
+        {"enable_lora": True, "max_lora_rank": RANK},
+        prompts=prompts,
+        max_tokens=MAX_TOKENS,
+        adapter=str(path),
+        others=others,
+    )
+    assert answers == oracle_generate(merged, prompts, MAX_TOKENS)
+    for name, message in zip(refused, said, strict=True):
+        assert re.search(rf"received \['model\.layers\.0\.self_attn\.(indexer\.)?{name}'", message)

@@ -26,6 +26,10 @@ class DSAForCausalLM(DeepseekV2ForCausalLM):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         with _our_attention():
             super().__init__(vllm_config=vllm_config, prefix=prefix)
+        # The host refuses adapters of what this maps to nothing. One of kv_b_proj would be loaded
+        # and change nothing: attention reads the matrices derived from it (vllm#48974).
+        packed = DeepseekV2ForCausalLM.packed_modules_mapping
+        self.packed_modules_mapping = {**packed, "kv_b_proj": []}
 
     def load_weights(self, weights: Iterable[NamedTensor]) -> set[str]:
         loaded: set[str] = super().load_weights(_owning_key_projections(weights))
