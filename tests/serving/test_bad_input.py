@@ -228,6 +228,8 @@ ARGUMENTS: dict[str, list[tuple[Sequence[str], str]]] = {
             ["--kv-transfer-config", '{"kv_connector": "NixlConnector", "kv_role": "kv_both"}'],
             "--kv-transfer-config with NixlConnector: ",
         ),
+        (["--enable-dbo"], "--enable-dbo: the micro-batches of a step share one buffer"),
+        (["--ubatch-size", "2"], "--ubatch-size 2: the micro-batches of a step share one buffer"),
         (["--kv-offloading-size", "1"], "--kv-offloading-size 1.0: "),
     ],
     "sglang": [
@@ -289,6 +291,12 @@ def test_another_package_of_models(checkpoint: Path, refusal: Refuse) -> None:
 def test_block_size_of_the_fp8_index_cache(checkpoint: Path, refusal: Refuse) -> None:
     message = refusal(checkpoint, "--block-size", "32", env={"DSA_INDEX_CACHE_DTYPE": "fp8"})
     assert "--block-size 32: pages of the fp8 index cache hold 64 tokens" in message
+
+
+@pytest.mark.parametrize("host", ["vllm"], indirect=True)
+def test_batch_invariance(checkpoint: Path, refusal: Refuse) -> None:
+    message = refusal(checkpoint, env={"VLLM_BATCH_INVARIANT": "1"})
+    assert "VLLM_BATCH_INVARIANT=1: the kernels divide" in message
 
 
 @pytest.mark.parametrize("host", ["vllm"], indirect=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vllm import envs
+
 from dsa_kernels.dims import INDEX_PAGE
 from dsa_plugin.config import DSAConfig
 from dsa_plugin.hosts.vllm.backend import index_cache_is_fp8
@@ -24,6 +26,7 @@ def unsupported(vllm_config: VllmConfig, config: DSAConfig) -> list[str]:
         *_parallelism(parallel, config),
         *context_faults(vllm_config.model_config),
         *connector_faults(vllm_config),
+        *_environment(),
         *_caches(vllm_config.cache_config, str(vllm_config.model_config.dtype)),
     ]
 
@@ -49,7 +52,23 @@ def _parallelism(parallel: ParallelConfig, config: DSAConfig) -> list[str]:
                 f"--{flag} {size}: the plugin keeps whole contexts on each rank; use --{flag} 1 "
                 "and more tensor or data parallelism"
             )
+    if getattr(parallel, "use_ubatching", parallel.enable_dbo):
+        flag = "--enable-dbo" if parallel.enable_dbo else f"--ubatch-size {parallel.ubatch_size}"
+        reasons.append(
+            f"{flag}: the micro-batches of a step share one buffer of selected tokens, which one "
+            "would write before the other's layers have read theirs; drop the flag"
+        )
     return reasons
+
+
+def _environment() -> list[str]:
+    if not getattr(envs, "VLLM_BATCH_INVARIANT", False):
+        return []
+    fault = (
+        "VLLM_BATCH_INVARIANT=1: the kernels divide a request's tokens by the shape of the batch, "
+        "so that rounding depends on what else is in it; unset it"
+    )
+    return [fault]
 
 
 def _caches(cache: CacheConfig, model_dtype: str) -> list[str]:
