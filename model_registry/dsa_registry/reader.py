@@ -21,6 +21,11 @@ _COUNTS = {
     "n_shared_experts": "shared experts",
 }
 _SHARING = ("indexer_types", "index_topk_pattern", "index_topk_freq", "index_skip_topk_offset")
+_DENSE = (
+    "Dense attention: an index_topk of the longest context selects all of it; or, without the "
+    "indexer, a config.json without its index_* keys, whose model_type is deepseek_v3 and whose "
+    "architectures are [DeepseekV3ForCausalLM], as which vLLM serves the same weights by itself"
+)
 
 Sizes = TypeVar("Sizes", bound=AttentionSizes)
 
@@ -115,8 +120,9 @@ def _size(key: str, value: Any, fixed: Mapping[str, int]) -> int:
                 "the checkpoint; leave it out for none"
             )
     elif not is_int or value < 1:
+        dense = f". {_DENSE}" if key == "index_topk" and value == 0 else ""
         raise ValueError(
             f"{key} is {value!r}; allowed: an integer >= 1; restore the checkpoint's own value in "
-            "config.json"
+            f"config.json{dense}"
         )
     return int(value)

@@ -104,12 +104,13 @@ def edited(checkpoint: Path, target: Path, *, config: Edit = dict, weights: Edit
     ("config", "expected"),
     [
         (lambda c: c.update(index_topk=0), "index_topk is 0; allowed: an integer >= 1"),
+        (lambda c: c.update(index_topk=0), "architectures are [DeepseekV3ForCausalLM]"),
         (lambda c: c.pop("index_n_heads"), "lacks index_n_heads"),
         (lambda c: c.update(index_head_dim=64), "index_head_dim is 64; allowed: 128"),
         (lambda c: c.update(kv_lora_rank=256), "kv_lora_rank is 256; allowed: 512"),
         (lambda c: [c.pop("index_topk"), c.pop("index_head_dim")], "lacks index_"),
     ],
-    ids=["topk 0", "key missing", "index dim", "latent dim", "two keys missing"],
+    ids=["topk 0", "dense", "key missing", "index dim", "latent dim", "two keys missing"],
 )
 def test_config(
     checkpoint: Path, tmp_path: Path, refusal: Refuse, config: Edit, expected: str

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dsa_testbed.checkpoint import build, make_checkpoint
+from dsa_testbed.checkpoint import build, load_config, make_checkpoint
 from dsa_testbed.engine import (
     generate,
     generate_after_reload,
@@ -171,3 +171,21 @@ def test_lora(tmp_path: Path) -> None:
     assert answers == oracle_generate(merged, prompts, MAX_TOKENS)
     for name, message in zip(refused, said, strict=True):
         assert re.search(rf"received \['model\.layers\.0\.self_attn\.(indexer\.)?{name}'", message)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("family", ["v32", "glm5"])
+@pytest.mark.parametrize("remedy", ["index_topk", "deepseek_v3"])
+def test_dense_attention(family: str, remedy: str, tmp_path: Path) -> None:
+    """Both ways that the refusal of index_topk 0 tells of."""
+    everything = make_checkpoint(family, index_topk=2048)
+    model, prompts = everything, [text_tokens(0, 700)]
+    if remedy == "deepseek_v3":
+        model = Path(shutil.copytree(make_checkpoint(family), tmp_path / "model"))
+        config = {k: v for k, v in load_config(model).items() if not k.startswith("index_")}
+        config |= {"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3"}
+        (model / "config.json").write_text(json.dumps(config))
+    # vLLM's own MLA needs AMX on a CPU.
+    env = {"VLLM_MLA_DISABLE": "1"} if remedy == "deepseek_v3" else {}
+    served = in_engine(generate, model, env=env, prompts=prompts, max_tokens=MAX_TOKENS)
+    assert served == oracle_generate(everything, prompts, MAX_TOKENS)
