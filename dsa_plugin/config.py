@@ -71,6 +71,23 @@ class DSAConfig(AttentionSizes):
         """Whether a layer runs an indexer; MTP layers (>= num_hidden_layers) always do."""
         return layer >= self.num_hidden_layers or self.indexer_types[layer] == "full"
 
+    def pipeline_partition(self, stages: int) -> list[int] | None:
+        """Layers of each pipeline stage, about equally many; None where there is no such split.
+
+        Each stage starts at a layer with an indexer: selections do not travel between stages.
+        """
+        full = [layer for layer, kind in enumerate(self.indexer_types) if kind == "full"]
+        if stages > len(full):
+            return None
+        starts = [0]
+        for stage in range(1, stages):
+            even = stage * self.num_hidden_layers / stages
+            later_stages = stages - stage - 1
+            free = [layer for layer in full[: len(full) - later_stages] if layer > starts[-1]]
+            starts.append(min(free, key=lambda layer: abs(layer - even)))
+        ends = [*starts[1:], self.num_hidden_layers]
+        return [end - start for start, end in zip(starts, ends, strict=True)]
+
     def tensor_parallel_faults(self, tensor_parallel_size: int) -> list[str]:
         """Why so many ranks will not do: attention heads must divide evenly over them.
 

@@ -142,3 +142,27 @@ def test_tensor_parallel() -> None:
         [fault] = config.tensor_parallel_faults(bad)
         assert f"size {bad} does not divide num_attention_heads=12; use" in fault
         assert "1, 2, 4" in fault
+
+
+@pytest.mark.parametrize("stages", range(1, 6))
+def test_pipeline_partition(stages: int) -> None:
+    """Of GLM-5.2's sharing over every number of layers: a split there is, or none."""
+    for layers in range(1, 14):
+        sharing = {"index_topk_freq": 4, "index_skip_topk_offset": 3}
+        model = hf_config("glm_moe_dsa", num_hidden_layers=layers, **sharing)
+        config = DSAConfig.from_hf(model)
+        partition = config.pipeline_partition(stages)
+        assert (partition is None) == (stages > config.indexer_types.count("full"))
+        if partition is None:
+            continue
+        assert sum(partition) == layers
+        assert len(partition) == stages
+        starts = [sum(partition[:stage]) for stage in range(stages)]
+        assert [config.indexer_types[start] for start in starts] == ["full"] * stages
+
+
+def test_pipeline_partition_of_the_release() -> None:
+    sharing = {"index_topk_freq": 4, "index_skip_topk_offset": 3}
+    config = DSAConfig.from_hf(hf_config("glm_moe_dsa", num_hidden_layers=78, **sharing))
+    assert config.pipeline_partition(2) == [38, 40]
+    assert config.pipeline_partition(4) == [18, 20, 20, 20]

@@ -318,6 +318,9 @@ def test_pipeline_stage_without_a_selection(refusal: Refuse) -> None:
     """glm52's layers are full, full, shared ...: a stage may not start at a shared one."""
     message = refusal(make_checkpoint("glm52"), "--pipeline-parallel-size", "2")
     assert "--pipeline-parallel-size 2: stage 1 would start at layer 3" in message
+    assert "set VLLM_PP_LAYER_PARTITION=2,4" in message  # test_vllm_engine.py serves this one
+    message = refusal(make_checkpoint("glm52"), "--pipeline-parallel-size", "6")
+    assert "choose another size" in message
 
 
 def test_a_server_ends_with_the_reason(checkpoint: Path, host: str) -> None:

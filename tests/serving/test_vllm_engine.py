@@ -15,6 +15,7 @@ from dsa_testbed.checkpoint import build, load_config, make_checkpoint
 from dsa_testbed.engine import (
     generate,
     generate_after_reload,
+    generate_in_stages,
     generate_loaded_through_one_buffer,
     generate_through_a_store,
     generate_with_adapter,
@@ -122,6 +123,29 @@ def test_a_connector_stores_and_loads_both_caches(tmp_path: Path) -> None:
         for layer in range(4)
         for cache, width in of_cache.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("family", "partition"),
+    [pytest.param("v32", "2,2", marks=pytest.mark.matrix), ("glm52", "2,4")],
+)
+def test_pipeline_stages(family: str, partition: str) -> None:
+    model, prompts = make_checkpoint(family), [text_tokens(0, 700), text_tokens(500, 250)]
+    env = {
+        "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "0|1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+        "VLLM_PP_LAYER_PARTITION": partition,
+    }
+    served = in_engine(
+        generate_in_stages,
+        model,
+        {"pipeline_parallel_size": 2},
+        env,
+        prompts=prompts,
+        max_tokens=MAX_TOKENS,
+    )
+    assert served == oracle_generate(model, prompts, MAX_TOKENS)
 
 
 RANK = 8

@@ -32,18 +32,7 @@ def unsupported(vllm_config: VllmConfig, config: DSAConfig) -> list[str]:
 
 
 def _parallelism(parallel: ParallelConfig, config: DSAConfig) -> list[str]:
-    from vllm.distributed.utils import get_pp_indices
-
-    reasons = []
-    stages = parallel.pipeline_parallel_size
-    for stage in range(1, stages):
-        first, _ = get_pp_indices(config.num_hidden_layers, stage, stages)
-        if config.indexer_types[first] == "shared":
-            reasons.append(
-                f"--pipeline-parallel-size {stages}: stage {stage} would start at layer {first}, "
-                "which reuses the selection of a layer on the stage before; choose another size, "
-                "or VLLM_PP_LAYER_PARTITION so that each stage starts at a layer with an indexer"
-            )
+    reasons = _pipeline(parallel.pipeline_parallel_size, config)
     for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
         size = getattr(parallel, name, 1)
         if size > 1:
@@ -59,6 +48,24 @@ def _parallelism(parallel: ParallelConfig, config: DSAConfig) -> list[str]:
             "would write before the other's layers have read theirs; drop the flag"
         )
     return reasons
+
+
+def _pipeline(stages: int, config: DSAConfig) -> list[str]:
+    from vllm.distributed.utils import get_pp_indices
+
+    starts = {n: get_pp_indices(config.num_hidden_layers, n, stages)[0] for n in range(1, stages)}
+    without = {n: start for n, start in starts.items() if config.indexer_types[start] == "shared"}
+    if not without:
+        return []
+    stage, start = next(iter(without.items()))
+    remedy = "choose another size"
+    if partition := config.pipeline_partition(stages):
+        remedy = f"set VLLM_PP_LAYER_PARTITION={','.join(map(str, partition))}"
+    fault = (
+        f"--pipeline-parallel-size {stages}: stage {stage} would start at layer {start}, which "
+        f"reuses the selection of a layer on the stage before; {remedy}"
+    )
+    return [fault]
 
 
 def _environment() -> list[str]:
