@@ -90,8 +90,8 @@ def generate_loaded_through_one_buffer(
             yield name, view.copy_(tensor)
             buffer.fill_(0x7F)
 
-    DefaultModelLoader.get_all_weights = through_one_buffer
-    return _answers(start(), prompts, max_tokens)
+    with patch.object(DefaultModelLoader, "get_all_weights", through_one_buffer):
+        return _answers(start(), prompts, max_tokens)
 
 
 def generate_after_reload(

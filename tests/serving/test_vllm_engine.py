@@ -5,6 +5,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ MAX_TOKENS = 16
 
 
 @pytest.mark.parametrize("name", ["fp8", "fp8_e4m3", "fp8_ds_mla"])
-def test_names_of_the_fp8_cache(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_the_fp8_cache(name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.engine.arg_utils import EngineArgs
     from vllm.plugins import load_general_plugins
 
@@ -125,10 +126,8 @@ def test_a_connector_stores_and_loads_both_caches(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("family", "partition"),
-    [pytest.param("v32", "2,2", marks=pytest.mark.matrix), ("glm52", "2,4")],
-)
+@pytest.mark.matrix
+@pytest.mark.parametrize(("family", "partition"), [("v32", "2,2"), ("glm52", "2,4")])
 def test_pipeline_stages(family: str, partition: str) -> None:
     model, prompts = make_checkpoint(family), [text_tokens(0, 700), text_tokens(500, 250)]
     env = {
