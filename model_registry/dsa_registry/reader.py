@@ -22,9 +22,9 @@ _COUNTS = {
 }
 _SHARING = ("indexer_types", "index_topk_pattern", "index_topk_freq", "index_skip_topk_offset")
 _DENSE = (
-    "Dense attention: an index_topk of the longest context selects all of it; or, without the "
-    "indexer, a config.json without its index_* keys, whose model_type is deepseek_v3 and whose "
-    "architectures are [DeepseekV3ForCausalLM], as which vLLM serves the same weights by itself"
+    "Dense attention: an index_topk of the longest context selects all of it; or, of "
+    "DeepSeek-V3.2, a config.json without its index_* keys, whose model_type is deepseek_v3 and "
+    "whose architectures are [DeepseekV3ForCausalLM], as which vLLM serves the weights by itself"
 )
 
 Sizes = TypeVar("Sizes", bound=AttentionSizes)
