@@ -165,6 +165,7 @@ def in_fp8(weights: dict[str, Any], projection: str) -> None:
         ("vllm", packed, "weights_proj", "weight_packed (I32 [16, 32])"),
         ("sglang", packed, "weights_proj", "weight_packed (I32 [16, 32])"),
         ("vllm", packed, "wk", "weight_packed (I32 [128, 32])"),
+        ("sglang", packed, "wk", "weight_packed (I32 [128, 32])"),
         ("vllm", in_fp8, "wk", "weight (F8_E4M3 [128, 256])"),
         ("sglang", in_fp8, "weights_proj", "weight (F8_E4M3 [16, 256])"),
     ],

@@ -50,24 +50,27 @@ class DSAIndexer(nn.Module):
             quant_config=quant_config,
             prefix=add_prefix("wq_b", prefix),
         )
-        self.wk = ReplicatedLinear(
+        # As the host fuses them on CUDA: unquantised, whatever the model's quantisation.
+        self.wk_weights_proj = ReplicatedLinear(
             hidden_size,
-            INDEX_HEAD_DIM,
+            INDEX_HEAD_DIM + index_n_heads,
             bias=False,
-            quant_config=quant_config,
-            prefix=add_prefix("wk", prefix),
-        )
-        # Unquantised in every checkpoint.
-        self.weights_proj = ReplicatedLinear(
-            hidden_size, index_n_heads, bias=False, prefix=add_prefix("weights_proj", prefix)
+            prefix=add_prefix("wk_weights_proj", prefix),
         )
         self.k_norm = nn.LayerNorm(INDEX_HEAD_DIM, eps=1e-6, dtype=torch.float32)
 
     def forward(self, hidden_states: Tensor, q_latent: Tensor) -> attention.IndexProjections:
         """hidden_states [T, hidden_size], q_latent [T, q_lora_rank], the query's normed latent."""
         q = self.wq_b(q_latent)[0].view(-1, self.num_heads, INDEX_HEAD_DIM)
-        k = self.wk(hidden_states)[0]
-        return attention.IndexProjections(q, k, self.weights_proj(hidden_states)[0])
+        k, weights = self.wk_weights_proj(hidden_states)[0].split(
+            [INDEX_HEAD_DIM, self.num_heads], dim=-1
+        )
+        return attention.IndexProjections(q, k, weights)
+
+    def weight_of(self, projection: str) -> Tensor:
+        """The rows of `wk_weights_proj` that are `wk` or `weights_proj`: [rows, hidden_size]."""
+        weight: Tensor = self.wk_weights_proj.weight.data
+        return weight[:INDEX_HEAD_DIM] if projection == "wk" else weight[INDEX_HEAD_DIM:]
 
     def bound(self, cos_sin_cache: Tensor, key_cache: Tensor) -> attention.Indexer:
         """What the core needs of it."""

@@ -122,5 +122,6 @@ def _checked(server_args: Any, hf_config: Any) -> DSAConfig:
     if reasons:
         raise ValueError("dsa_plugin cannot serve this model as asked:\n- " + "\n- ".join(reasons))
     if Path(model.model_path).is_dir():
-        check_checkpoint(Path(model.model_path), config, unquantised={"weights_proj": False})
+        unquantised = {"wk": True, "weights_proj": True}
+        check_checkpoint(Path(model.model_path), config, unquantised=unquantised)
     return config

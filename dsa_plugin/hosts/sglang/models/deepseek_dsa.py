@@ -14,11 +14,13 @@ from typing import Any
 
 from sglang.srt.models import deepseek_nextn, deepseek_v2, glm4_moe
 from sglang.srt.runtime_context import attention_backends, get_parallel
+from torch import Tensor
 
 from dsa_plugin.config import DSAConfig
 from dsa_plugin.env import Env
 from dsa_plugin.hosts.replaced_names import replaced_names
 from dsa_plugin.hosts.sglang.attention import DSAAttention, DSAIndexer
+from dsa_plugin.hosts.sglang.indexer_weights import FP8_BLOCK, load_projections
 from dsa_plugin.hosts.sglang.install import install
 from dsa_plugin.hosts.sglang.names import BACKEND
 
@@ -43,6 +45,12 @@ class _WithOurAttention:
         elif is_dsa:
             _say(f"leaves {self._describe()} to SGLang: attention backends {attention_backends()}")
 
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], *args: Any) -> None:
+        """A checkpoint's tensors, or an update's; those of indexers are not left to the host."""
+        block = getattr(self.quant_config, "weight_block_size", None)  # type: ignore[attr-defined]
+        weights = load_projections(weights, self._indexers(), block or FP8_BLOCK)
+        super().load_weights(weights, *args)  # type: ignore[misc]
+
     def post_load_weights(
         self, is_nextn: bool = False, weight_names: Iterable[str] | None = None
     ) -> None:
@@ -53,6 +61,15 @@ class _WithOurAttention:
 
     def _modules_of(self, cls: type) -> list[Any]:
         return [m for m in self.modules() if isinstance(m, cls)]  # type: ignore[attr-defined]
+
+    def _indexers(self) -> dict[str, DSAIndexer]:
+        """By their names in a checkpoint, where the MTP layer comes after all others."""
+        draft = f"model.layers.{self.config.num_hidden_layers}."  # type: ignore[attr-defined]
+        return {
+            name.replace("model.decoder.", draft): module
+            for name, module in self.named_modules()  # type: ignore[attr-defined]
+            if isinstance(module, DSAIndexer)
+        }
 
     def _describe(self) -> str:
         return f"{type(self).__name__} ({self.config.model_type})"  # type: ignore[attr-defined]

@@ -1,0 +1,106 @@
+"""Runs in SGLang's environment: a model that SGLang's loader has loaded, seen in its process.
+
+`with_model` starts this file. stdin is a JSON object with the name of a function below, the
+server's flags and the function's arguments; the last line of stdout is its answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+_FLAGS = [
+    *("--dtype", "float32", "--max-total-tokens", "4096", "--mem-fraction-static", "0.5"),
+    *("--context-length", "2048", "--max-running-requests", "4"),
+]
+
+
+def with_model(work: str, model: Path, *flags: str, **arguments: Any) -> Any:
+    """What the function of that name below returns.
+
+    Raises:
+        RuntimeError: it or the load failed; the message is the process's last output.
+    """
+    from dsa_testbed.sglang_server import sglang_python
+
+    tests = str(Path(__file__).resolve().parents[1])
+    search = os.pathsep.join(filter(None, [tests, os.environ.get("PYTHONPATH")]))
+    args = ["--model-path", str(model), *_FLAGS, *flags]
+    done = subprocess.run(
+        [str(sglang_python()), "-m", "dsa_testbed.sglang_model"],
+        input=json.dumps({"work": work, "args": args, "arguments": arguments}),
+        env={**_ENVIRONMENT, **os.environ, "PYTHONPATH": search},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError((done.stdout + done.stderr)[-6000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def load(args: list[str]) -> Any:
+    """The model runner of a server with these flags."""
+    from sglang.srt.plugins import load_plugins
+
+    load_plugins()
+    from sglang.benchmark import one_batch
+    from sglang.srt.server_args import PortArgs, ServerArgs
+
+    parser = argparse.ArgumentParser()
+    ServerArgs.add_cli_args(parser)
+    server_args = ServerArgs.from_cli_args(parser.parse_args(args))
+    server_args.resolve_once()
+    ports = PortArgs.init_new(server_args)
+    ranks = one_batch.SpawnRanks(
+        world_rank=one_batch.spawn_world_rank(server_args, tp_rank=0, pp_rank=0), gpu_id=0
+    )
+    one_batch.publish(server_args, role="scheduler", ranks=ranks)
+    one_batch._init_process_global_configs()
+    loaded, _ = one_batch.load_model(server_args, ports, 0, 0)
+    return loaded.torch_runner
+
+
+def indexers_after(args: list[str], updates: list[str], folder: str) -> list[str | None]:
+    """Load files of weights, each after the other, as a weight update does.
+
+    Returns what each was refused with. The indexers' parameters are left in the folder as
+    N.safetensors, after N updates.
+    """
+    runner = load(args)
+
+    def save(number: int) -> None:
+        named = runner.model.named_parameters()
+        tensors = {name: value.data.clone() for name, value in named if ".indexer." in name}
+        save_file(tensors, f"{folder}/{number}.safetensors")
+
+    save(0)
+    refusals: list[str | None] = []
+    for update in updates:
+        try:
+            runner.model.load_weights(list(load_file(update).items()))
+            refusals.append(None)
+        except ValueError as error:
+            refusals.append(str(error))
+        save(len(refusals))
+    return refusals
+
+
+def main() -> None:
+    """Answer the request on stdin."""
+    request = json.load(sys.stdin)
+    answer = globals()[request["work"]](request["args"], **request["arguments"])
+    print("\n" + json.dumps(answer), flush=True)
+    os._exit(0)  # the host's threads would keep the process
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""What SGLang's loader and its users' weight updates make of the indexers' weights."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dsa_testbed.checkpoint import build, make_checkpoint
+from dsa_testbed.hosts import HOSTS
+from dsa_testbed.oracle import oracle_generate
+from dsa_testbed.prompts import text_tokens
+from dsa_testbed.server import Server
+from dsa_testbed.sglang_model import with_model
+from dsa_testbed.small_models import small_model
+from dsa_testbed.weights import dequantise_blocks, quantise_blocks
+
+pytestmark = pytest.mark.serving
+
+INDEXER = "model.layers.1.self_attn.indexer"
+MAX_TOKENS = 16
+PROJECTIONS = ("wk", "weights_proj")
+Tensors = dict[str, Tensor]
+
+
+def fused(weights: Tensors) -> Tensor:
+    return torch.cat([weights[f"{INDEXER}.{name}.weight"] for name in PROJECTIONS]).float()
+
+
+def stored_in_fp8(weights: Tensors) -> tuple[Tensors, Tensors]:
+    """The projections with their scales, and what they mean."""
+    stored, meant = {}, {}
+    for name in PROJECTIONS:
+        key = f"{INDEXER}.{name}.weight"
+        stored[key], scale = quantise_blocks(weights[key].float())
+        stored[f"{key}_scale_inv"] = scale
+        meant[key] = dequantise_blocks(stored[key], scale)
+    return stored, meant
+
+
+def row_scales(weights: Tensors) -> tuple[Tensors, Tensors]:
+    stored, meant = {}, {}
+    for name in PROJECTIONS:
+        key = f"{INDEXER}.{name}.weight"
+        scale = weights[key].float().abs().amax(1, keepdim=True) / 448
+        stored[key] = (weights[key] / scale).to(torch.float8_e4m3fn)
+        stored[f"{key}_scale"] = scale
+        meant[key] = stored[key].float() * scale
+    return stored, meant
+
+
+UNKNOWN: list[tuple[Tensors, str]] = [
+    (
+        {f"{INDEXER}.weights_proj.weight_packed": torch.zeros(16, 32, dtype=torch.int32)},
+        "weights_proj.weight_packed (torch.int32 [16, 32]): no parameter takes it",
+    ),
+    ({f"{INDEXER}.wq_b.qweight": torch.zeros(4, 4)}, "wq_b.qweight (torch.float32 [4, 4]): no"),
+    ({f"{INDEXER}.k_norm.gamma": torch.ones(128)}, "k_norm.gamma (torch.float32 [128]): no"),
+    ({f"{INDEXER}.wk.bias": torch.ones(128)}, "wk.bias (torch.float32 [128]): no parameter"),
+    ({f"{INDEXER}.wk.weight": torch.ones(1, 256)}, "this indexer's is [128, 256]"),
+    (
+        {f"{INDEXER}.wk.weight": torch.ones(128, 256).to(torch.float8_e4m3fn)},
+        f"without the other half of an fp8 weight: {INDEXER}.wk.weight",
+    ),
+    (
+        {
+            f"{INDEXER}.wk.weight": torch.ones(128, 256).to(torch.float8_e4m3fn),
+            f"{INDEXER}.wk.weight_scale_inv": torch.ones(2, 2),
+        },
+        "a weight of shape [128, 256] has no such scales",
+    ),
+]
+HARMLESS = {
+    f"{INDEXER}.wk.bias": torch.zeros(128),
+    f"{INDEXER}.rotary_emb.inv_freq": torch.ones(32),
+    "model.layers.99.self_attn.indexer.k_norm.gamma": torch.ones(128),
+}
+
+
+def test_every_form_of_an_indexers_weights(tmp_path: Path) -> None:
+    """A checkpoint's, then a trainer's; what no parameter takes is refused, and changes nothing."""
+    model = make_checkpoint("v32-fp8")
+    start = load_file(model / "model.safetensors")
+    wk = f"{INDEXER}.wk.weight"
+    start[wk] = dequantise_blocks(start[wk], start[f"{wk}_scale_inv"])
+    other = {
+        name: torch.randn_like(value, dtype=torch.bfloat16)
+        for name, value in start.items()
+        if name in {f"{INDEXER}.{projection}.weight" for projection in PROJECTIONS}
+    }
+    cases = [(other, other), stored_in_fp8(other), row_scales(other), (other, other)]
+    updates = [stored for stored, _ in cases] + [HARMLESS] + [stored for stored, _ in UNKNOWN]
+    for number, tensors in enumerate(updates):
+        save_file(tensors, tmp_path / f"update{number}.safetensors")
+    files = [str(tmp_path / f"update{number}.safetensors") for number in range(len(updates))]
+    refusals = with_model(
+        "indexers_after", model, "--dtype", "bfloat16", updates=files, folder=str(tmp_path)
+    )
+    expected = [fused(meant) for meant in (start, *(meant for _, meant in cases))]
+    for number, weights in enumerate(expected):
+        loaded = load_file(tmp_path / f"{number}.safetensors")
+        torch.testing.assert_close(
+            loaded[f"{INDEXER}.wk_weights_proj.weight"], weights.bfloat16(), rtol=0, atol=0
+        )
+    taken = len(cases) + 1
+    assert refusals[:taken] == [None] * taken
+    for (_, message), refusal in zip(UNKNOWN, refusals[taken:], strict=True):
+        assert message in refusal
+    last = load_file(tmp_path / f"{len(updates)}.safetensors")
+    assert last.keys() == loaded.keys()
+    assert all(torch.equal(last[name], loaded[name]) for name in last)
+
+
+def with_fp8_keys(model: Path, folder: Path) -> tuple[Path, Path]:
+    """A copy whose indexers' wk are stored in fp8, alone of its weights; and what it means."""
+    copies = [Path(shutil.copytree(model, folder / name)) for name in ("stored", "meant")]
+    stored = load_file(model / "model.safetensors")
+    meant = dict(stored)
+    for name in [name for name in stored if name.endswith(".indexer.wk.weight")]:
+        stored[name], scale = quantise_blocks(stored[name])
+        stored[f"{name}_scale_inv"] = scale
+        meant[name] = dequantise_blocks(stored[name], scale)
+    for copy, weights in zip(copies, (stored, meant), strict=True):
+        save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    return copies[0], copies[1]
+
+
+def test_weights_reloaded_while_serving(tmp_path: Path) -> None:
+    """A server's tokens are those of the weights that it was last given."""
+    model = make_checkpoint("v32")
+    other, meant = with_fp8_keys(build(replace(small_model("v32"), seed=1)), tmp_path)
+    prompts = [text_tokens(0, 700), text_tokens(500, 250)]
+    args, env = HOSTS["sglang"].settings("exact")
+
+    def tokens(server: Server) -> list[list[int]]:
+        answers = server.generate_all(prompts, MAX_TOKENS, ignore_eos=True)
+        return [answer.tokens for answer in answers]
+
+    with HOSTS["sglang"].server(model, args, env) as server:
+        assert tokens(server) == oracle_generate(model, prompts, MAX_TOKENS)
+        said = server.post("/update_weights_from_disk", {"model_path": str(other)})
+        assert said["success"], said
+        assert tokens(server) == oracle_generate(meant, prompts, MAX_TOKENS)
