@@ -69,29 +69,35 @@ def load(args: list[str]) -> Any:
     return loaded.torch_runner
 
 
-def indexers_after(args: list[str], updates: list[str], folder: str) -> list[str | None]:
+def after_updates(args: list[str], updates: list[str], folder: str) -> list[Any]:
     """Load files of weights, each after the other, as a weight update does.
 
-    Returns what each was refused with. The indexers' parameters are left in the folder as
-    N.safetensors, after N updates.
+    Returns what each was refused with, and whether the tensors that attention reads stayed where
+    they were. Layer 1's are left in the folder as N.safetensors, after N updates.
     """
     runner = load(args)
+    layer = runner.model.model.layers[1].self_attn
 
-    def save(number: int) -> None:
-        named = runner.model.named_parameters()
-        tensors = {name: value.data.clone() for name, value in named if ".indexer." in name}
-        save_file(tensors, f"{folder}/{number}.safetensors")
+    def save(number: int) -> list[int]:
+        weights = {name: value.data for name, value in layer.indexer.named_parameters()}
+        weights |= {"w_uk": layer.mla.w_uk, "w_uv": layer.mla.w_uv}
+        save_file(
+            {name: w.clone().contiguous() for name, w in weights.items()},
+            f"{folder}/{number}.safetensors",
+        )
+        return [weight.data_ptr() for weight in weights.values()]
 
-    save(0)
+    addresses = save(0)
     refusals: list[str | None] = []
-    for update in updates:
+    stayed = True
+    for number, update in enumerate(updates, 1):
         try:
             runner.model.load_weights(list(load_file(update).items()))
             refusals.append(None)
         except ValueError as error:
             refusals.append(str(error))
-        save(len(refusals))
-    return refusals
+        stayed &= save(number) == addresses
+    return [refusals, stayed]
 
 
 def main() -> None:

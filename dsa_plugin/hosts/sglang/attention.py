@@ -89,24 +89,33 @@ class DSAAttention(DeepseekV2AttentionMLA):
     """
 
     indexer: DSAIndexer | None
-    mla: attention.MLAWeights
+    mla: attention.MLAWeights | None = None
 
     def read_weights(self) -> None:
-        """Take the absorbed weights that the host made of kv_b_proj."""
+        """Take the absorbed weights that the host made of kv_b_proj.
+
+        After the first load they stay where they are: captured graphs hold their addresses.
+        """
         assert self.w_kc is not None
         assert self.w_vc is not None
         assert self.rotary_emb is not None
         dtype = self.kv_a_layernorm.weight.dtype
+        w_uk, w_uv = (self._unquantised(weight, dtype) for weight in (self.w_kc, self.w_vc))
+        if self.mla is not None:
+            self.mla.w_uk.copy_(w_uk)
+            self.mla.w_uv.copy_(w_uv)
+            return
         self.mla = attention.MLAWeights(
             softmax_scale=self.scaling,
             kv_norm=Norm(self.kv_a_layernorm.weight, self.kv_a_layernorm.variance_epsilon),
             rope=Rope(self.rotary_emb.cos_sin_cache, interleaved=True),
-            w_uk=self._unquantised(self.w_kc, dtype),
-            w_uv=self._unquantised(self.w_vc, dtype),
+            w_uk=w_uk,
+            w_uv=w_uv,
         )
 
     def bound(self, backend: DSABackend) -> attention.Layer:
-        """Weights and caches as they are now: the host may load or allocate either again."""
+        """Weights and caches as they are now: the host may allocate caches again."""
+        assert self.mla is not None
         indexer = None
         if self.indexer is not None:
             cache = backend.index_cache(self.layer_id)
