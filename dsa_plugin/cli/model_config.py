@@ -12,6 +12,7 @@ from dsa_plugin.planning.model import (
     nearest_registered,
     registered_models,
 )
+from dsa_registry import why_not
 
 
 def find_model(name: str) -> ModelShape:
@@ -29,6 +30,8 @@ def find_model(name: str) -> ModelShape:
     registered = find_registered(name)
     if registered is not None:
         return registered
+    if why := why_not(name):
+        raise ValueError(why)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _from_file(name, _download(name))
     raise ValueError(

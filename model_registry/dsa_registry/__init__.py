@@ -18,7 +18,31 @@ __all__ = [
     "lookup",
     "lookup_architecture",
     "resolve_indexer_types",
+    "why_not",
 ]
+
+_OTHERS = {
+    "glm5_next": "GLM-5.3-Flash is not served by this plugin: it scores pools of keys instead of "
+    "keys, has layers of linear attention (KDA) between its sparse ones, and reads images. It needs "
+    "an indexer, caches and a model of its own, which its host may have. GLM-5.3 itself is served",
+    "deepseek_v4": "DeepSeek-V4 is not served by this plugin: it attends to compressed keys, by "
+    "another ratio in each layer. It needs caches and a model of its own, which its host may have",
+}
+# What their names on the Hub begin with.
+_OTHER_RELEASES = {"glm-5.3-flash": "glm5_next", "deepseek-v4": "deepseek_v4"}
+
+
+def why_not(name: str) -> str | None:
+    """Why a model that is taken for a DSA model is not served, and what it would need.
+
+    Args:
+        name: its model_type, or its name on the Hugging Face Hub. None is returned for any other.
+    """
+    if name in _OTHERS:
+        return _OTHERS[name]
+    release = name.rpartition("/")[2].lower()
+    found = (kind for prefix, kind in _OTHER_RELEASES.items() if release.startswith(prefix))
+    return _OTHERS.get(next(found, ""))
 
 
 def all_entries() -> tuple[ModelEntry, ...]:
@@ -30,8 +54,10 @@ def lookup(model_type: str) -> ModelEntry:
     """The entry of a Hugging Face `model_type`.
 
     Raises:
-        ValueError: no such model; names the known ones.
+        ValueError: no such model; names the known ones, or says what this one would need.
     """
+    if why := why_not(model_type):
+        raise ValueError(why)
     if model_type not in _model_types():
         raise ValueError(
             f"model_type {model_type!r} is not a DSA model that this plugin knows; known: "

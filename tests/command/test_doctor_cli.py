@@ -238,7 +238,7 @@ def test_a_host_that_is_not_installed(dsa: Dsa, monkeypatch: pytest.MonkeyPatch)
     ("args", "message"),
     [
         (("--model", "/no/such/folder"), "'/no/such/folder' is no folder and no repository"),
-        (("--model", "GLM-5.3"), "did you mean zai-org/GLM-5.2? Without a network there are:"),
+        (("--model", "GLM-5.4"), "did you mean zai-org/GLM-5.3? Without a network there are:"),
         (("--gpu", "h2000"), "did you mean h200? Known: a100-40g"),
         (("--host", "triton"), "--host triton; allowed: vllm, sglang"),
         (("--gpu", "h200", "--count", "0"), "--count is 0; allowed: an integer >= 1"),

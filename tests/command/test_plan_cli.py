@@ -121,7 +121,8 @@ def test_plot_without_matplotlib(dsa: Dsa, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("GLM-5.3", *H200), "did you mean zai-org/GLM-5.2? Without a network there are:"),
+        (("GLM-5.3-Flash", *H200), "GLM-5.3-Flash is not served by this plugin: it scores pools"),
+        (("GLM-5.4", *H200), "did you mean zai-org/GLM-5.3? Without a network there are:"),
         (("GLM-5.2", "--gpu", "h2000", "--count", "8"), "did you mean h200? Known: a100-40g"),
         (("GLM-5.2", *H200, "--kv-dtype", "fp9"), "'fp9' is not one of 'bf16', 'fp8', 'fp32'"),
         (("GLM-5.2", *H200, "--contxt", "1"), "No such option: --contxt"),

@@ -257,7 +257,9 @@ def test_config_of_a_release_gives_the_registered_shape() -> None:
 def test_registered_names() -> None:
     assert find_registered("glm-5.2-fp8") is not None
     assert find_registered("DeepSeek-V3.2") == replace(V32, name="deepseek-ai/DeepSeek-V3.2")
-    assert find_registered("GLM-5.3") is None
+    glm_5_3 = find_registered("GLM-5.3")
+    assert glm_5_3 == replace(GLM_5_2, name="zai-org/GLM-5.3", weights_dtype="fp8")
+    assert find_registered("GLM-5.4") is None
 
 
 @pytest.mark.parametrize(
@@ -285,7 +287,7 @@ def test_quantization(quantization: object, expected: str | None) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "deepseek_v4"}, r"'deepseek_v4' is not a DSA model.*known: deepseek_v32"),
+        ({"model_type": "deepseek_v3"}, r"'deepseek_v3' is not a DSA model.*known: deepseek_v32"),
         ({"model_type": None}, r"model: config.json's model_type is None; it must name"),
         ({"vocab_size": "2048"}, r"vocab_size is '2048'; allowed: an integer >= 1"),
         ({"kv_lora_rank": 256}, r"kv_lora_rank is 256; allowed: 512"),

@@ -15,6 +15,7 @@ from dsa_registry import (
     lookup_architecture,
     models,
     resolve_indexer_types,
+    why_not,
 )
 
 
@@ -46,6 +47,14 @@ def test_unknown_model_type_names_the_known() -> None:
         lookup("deepseek_v3")
 
 
+@pytest.mark.parametrize("name", ["glm5_next", "zai-org/GLM-5.3-Flash", "GLM-5.3-Flash-FP8"])
+def test_a_model_of_another_kind_says_what_it_would_need(name: str) -> None:
+    assert "GLM-5.3-Flash is not served by this plugin: it scores pools" in str(why_not(name))
+    assert why_not("zai-org/GLM-5.3") is None
+    with pytest.raises(ValueError, match="It needs an indexer, caches and a model of its own"):
+        lookup("glm5_next")
+
+
 def test_model_type_is_never_a_path() -> None:
     with pytest.raises(ValueError, match="not a DSA model"):
         lookup("..schema")
@@ -61,8 +70,9 @@ def test_lookup_architecture() -> None:
 
 
 def test_glm_5_2_has_21_indexers() -> None:
-    glm_5, glm_5_2 = lookup("glm_moe_dsa").checkpoints
+    glm_5, glm_5_2, glm_5_3 = lookup("glm_moe_dsa").checkpoints
     assert set(glm_5.indexer_types) == {"full"}
+    assert glm_5_3.indexer_types == glm_5_2.indexer_types
     full = [i for i, kind in enumerate(glm_5_2.indexer_types) if kind == "full"]
     assert full == [0, 1, 2, *range(6, 78, 4)]
     assert len(full) == 21

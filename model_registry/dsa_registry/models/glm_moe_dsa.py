@@ -1,7 +1,9 @@
-"""GLM-5, 5.1 and 5.2. 5.2 shares top-k between layers (IndexShare) and between MTP steps.
+"""GLM-5 to 5.3. 5.2 and 5.3 share top-k between layers (IndexShare) and between MTP steps.
 
 Dimensions: GLM-5 report (arXiv 2602.15763), table of architectures.
 Indexer RoPE is interleaved, unlike DeepSeek's: https://github.com/huggingface/transformers/pull/46842
+5.3's config differs from 5.2's in quantisation and the release of transformers alone, and its tensors
+have 5.2's names and shapes: https://github.com/NVIDIA-NeMo/Megatron-Bridge/pull/6117
 """
 
 from dataclasses import replace
@@ -46,12 +48,18 @@ _GLM_5_2 = replace(
     index_share_for_mtp_iteration=True,
 )
 
+_GLM_5_3 = replace(
+    _GLM_5_2,
+    repositories=("zai-org/GLM-5.3", "zai-org/GLM-5.3-BF16"),
+    fp8_repositories=("zai-org/GLM-5.3",),
+)
+
 ENTRY = ModelEntry(
     model_type="glm_moe_dsa",
     architectures=("GlmMoeDsaForCausalLM",),
-    # vLLM's name for both models' MTP layers (config/speculative.py, hf_config_override).
+    # vLLM's name for DeepSeek's MTP layers too (config/speculative.py, hf_config_override).
     mtp_architectures=("DeepseekV32MTPModel",),
     indexer_rope_interleave=True,
     mtp_repeats_vocab=False,
-    checkpoints=(_GLM_5, _GLM_5_2),
+    checkpoints=(_GLM_5, _GLM_5_2, _GLM_5_3),
 )

@@ -99,7 +99,7 @@ class DeepseekV32ForCausalLM(_WithOurAttention, deepseek_v2.DeepseekV32ForCausal
 
 
 class GlmMoeDsaForCausalLM(_WithOurAttention, glm4_moe.GlmMoeDsaForCausalLM):
-    """GLM-5 to 5.2."""
+    """GLM-5 to 5.3."""
 
 
 class DeepseekV3ForCausalLMNextN(_WithOurAttention, deepseek_nextn.DeepseekV3ForCausalLMNextN):
