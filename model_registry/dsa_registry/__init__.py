@@ -23,8 +23,9 @@ __all__ = [
 
 _OTHERS = {
     "glm5_next": "GLM-5.3-Flash is not served by this plugin: it scores pools of keys instead of "
-    "keys, has layers of linear attention (KDA) between its sparse ones, and reads images. It needs "
-    "an indexer, caches and a model of its own, which its host may have. GLM-5.3 itself is served",
+    "keys, has layers of linear attention (KDA) between its sparse ones, and reads images. It "
+    "needs an indexer, caches and a model of its own, which its host may have. GLM-5.3 itself is "
+    "served",
     "deepseek_v4": "DeepSeek-V4 is not served by this plugin: it attends to compressed keys, by "
     "another ratio in each layer. It needs caches and a model of its own, which its host may have",
 }

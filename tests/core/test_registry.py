@@ -51,7 +51,7 @@ def test_unknown_model_type_names_the_known() -> None:
 def test_a_model_of_another_kind_says_what_it_would_need(name: str) -> None:
     assert "GLM-5.3-Flash is not served by this plugin: it scores pools" in str(why_not(name))
     assert why_not("zai-org/GLM-5.3") is None
-    with pytest.raises(ValueError, match="It needs an indexer, caches and a model of its own"):
+    with pytest.raises(ValueError, match="needs an indexer, caches and a model of its own"):
         lookup("glm5_next")
 
 

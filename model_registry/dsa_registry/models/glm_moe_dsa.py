@@ -2,7 +2,7 @@
 
 Dimensions: GLM-5 report (arXiv 2602.15763), table of architectures.
 Indexer RoPE is interleaved, unlike DeepSeek's: https://github.com/huggingface/transformers/pull/46842
-5.3's config differs from 5.2's in quantisation and the release of transformers alone, and its tensors
+5.3's config differs from 5.2's in quantisation and the release of transformers alone; its tensors
 have 5.2's names and shapes: https://github.com/NVIDIA-NeMo/Megatron-Bridge/pull/6117
 """
 
