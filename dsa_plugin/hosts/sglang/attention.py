@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -69,7 +70,7 @@ class DSAIndexer(nn.Module):
 
     def weight_of(self, projection: str) -> Tensor:
         """The rows of `wk_weights_proj` that are `wk` or `weights_proj`: [rows, hidden_size]."""
-        weight: Tensor = self.wk_weights_proj.weight.data
+        weight = cast(Tensor, self.wk_weights_proj.weight).data
         return weight[:INDEX_HEAD_DIM] if projection == "wk" else weight[INDEX_HEAD_DIM:]
 
     def bound(self, cos_sin_cache: Tensor, key_cache: Tensor) -> attention.Indexer:
@@ -116,6 +117,11 @@ class DSAAttention(DeepseekV2AttentionMLA):
     def bound(self, backend: DSABackend) -> attention.Layer:
         """Weights and caches as they are now: the host may allocate caches again."""
         assert self.mla is not None
+        assert self.rotary_emb is not None
+        if self.mla.rope.cos_sin_cache is not self.rotary_emb.cos_sin_cache:
+            # After the load the host lengthens its table for the context that it will accept.
+            rope = Rope(self.rotary_emb.cos_sin_cache, interleaved=True)
+            self.mla = replace(self.mla, rope=rope)
         indexer = None
         if self.indexer is not None:
             cache = backend.index_cache(self.layer_id)
