@@ -27,7 +27,7 @@ class Host:
     tight: so few cache pages that the requests of the pressure set, all at once, cannot all stay.
     mtp: two drafts of the MTP layer a step.
     two_ranks: two tensor-parallel ranks. two_ranks_dp: attention data-parallel, the rest
-    tensor-parallel.
+    tensor-parallel. two_stages: two pipeline stages.
     fp8_caches: both caches in fp8.
     """
 
@@ -105,6 +105,7 @@ SGLANG = Host(
             (("TRITON_INTERPRET", "1"), ("DSA_KERNELS", "torch")),
         ),
         "two_ranks": Setting(("--tp", "2"), _TWO_CORES),
+        "two_stages": Setting(("--pp-size", "2"), _TWO_CORES),
         "two_ranks_dp": Setting(("--tp", "2", "--dp", "2", "--enable-dp-attention"), _TWO_CORES),
         "fp8_caches": Setting(("--kv-cache-dtype", "fp8_e4m3"), _FP8_INDEX_CACHE),
     },

@@ -244,7 +244,6 @@ ARGUMENTS: dict[str, list[tuple[Sequence[str], str]]] = {
         ),
         (["--tp", "6", "--attn-dp-size", "2"], "tensor parallel size 3 does not divide"),
         (["--page-size", "32"], "--page-size 32: pages hold 64 tokens"),
-        (["--pp-size", "2"], "--pp-size 2"),
         (["--enable-two-batch-overlap"], "--enable-two-batch-overlap: "),
         (["--enable-torch-compile"], "--enable-torch-compile: the plugin's attention is not"),
         (["--enable-lora", "--max-lora-rank", "8"], "--enable-lora: adapters of kv_b_proj"),
@@ -272,8 +271,8 @@ def test_arguments(checkpoint: Path, refusal: Refuse, args: Sequence[str], expec
 
 @pytest.mark.parametrize("host", ["sglang"], indirect=True)
 def test_every_reason_at_once(checkpoint: Path, refusal: Refuse) -> None:
-    message = refusal(checkpoint, "--page-size", "32", "--pp-size", "2", "--enable-pdmux")
-    assert all(flag in message for flag in ("--page-size 32", "--pp-size 2", "--enable-pdmux"))
+    message = refusal(checkpoint, "--page-size", "32", "--tp", "3", "--enable-pdmux")
+    assert all(flag in message for flag in ("--page-size 32", "parallel size 3", "--enable-pdmux"))
 
 
 @pytest.mark.parametrize("host", ["sglang"], indirect=True)

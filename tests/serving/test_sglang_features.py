@@ -35,3 +35,13 @@ def test_a_context_longer_than_the_config_says(server: Server, checkpoint: Path)
     """The host lengthens its table of cosines after the load; the plugin reads the longer one."""
     answers = server.generate_all(PROMPTS, MAX_TOKENS, ignore_eos=True)
     assert [a.tokens for a in answers] == oracle_generate(checkpoint, PROMPTS, MAX_TOKENS)
+
+
+@pytest.mark.parametrize("family", ["v32", "glm52"])
+def test_pipeline_stages(family: str) -> None:
+    """The second stage of glm52's begins with a layer that shares the first's last selection."""
+    model = make_checkpoint(family)
+    args, env = HOSTS["sglang"].settings("exact", "two_stages")
+    with HOSTS["sglang"].server(model, args, env) as stages:
+        answers = stages.generate_all(PROMPTS, MAX_TOKENS, ignore_eos=True)
+    assert [a.tokens for a in answers] == oracle_generate(model, PROMPTS, MAX_TOKENS)

@@ -90,11 +90,6 @@ def _parallelism(view: Any, config: DSAConfig) -> list[str]:
         for field in ("dcp_size", "attn_cp_size")
         if (size := getattr(view, field, 1) or 1) > 1
     ]
-    if view.pp_size > 1:
-        reasons.append(
-            f"--pp-size {view.pp_size}: pipeline stages are not tested with the plugin on SGLang; "
-            "use --pp-size 1 and more tensor or data parallelism"
-        )
     return reasons + config.tensor_parallel_faults(attention_tp_size(view))
 
 
