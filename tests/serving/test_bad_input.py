@@ -244,6 +244,18 @@ ARGUMENTS: dict[str, list[tuple[Sequence[str], str]]] = {
         ),
         (["--tp", "6", "--attn-dp-size", "2"], "tensor parallel size 3 does not divide"),
         (["--page-size", "32"], "--page-size 32: pages hold 64 tokens"),
+        (
+            ["--enable-return-indexer-topk", "--tp", "2"],
+            "--enable-return-indexer-topk with 2 ranks to an attention: ",
+        ),
+        (
+            ["--enable-return-indexer-topk", "--pp-size", "2"],
+            "--enable-return-indexer-topk with --pp-size 2: ",
+        ),
+        (
+            ["--enable-return-indexer-topk", "--speculative-algorithm", "NEXTN"],
+            "--enable-return-indexer-topk with --speculative-algorithm: ",
+        ),
         (["--enable-two-batch-overlap"], "--enable-two-batch-overlap: "),
         (["--enable-torch-compile"], "--enable-torch-compile: the plugin's attention is not"),
         (["--enable-lora", "--max-lora-rank", "8"], "--enable-lora: adapters of kv_b_proj"),

@@ -20,7 +20,7 @@ from dsa_kernels.dims import INDEX_HEAD_DIM, LATENT_DIM
 from dsa_plugin import attention
 from dsa_plugin.config import DSAConfig
 from dsa_plugin.hosts.sglang.backend import DSABackend
-from dsa_plugin.hosts.sglang.compat import attn_tp_context
+from dsa_plugin.hosts.sglang.compat import attn_tp_context, record_selection
 
 
 class DSAIndexer(nn.Module):
@@ -189,5 +189,6 @@ class DSAAttention(DeepseekV2AttentionMLA):
             out,
             reuse_selection=reuse,
         )
+        record_selection(self.layer_id, topk_indices)
         hidden = self.o_proj(out.flatten(1))[0]
         return hidden, topk_indices if self.next_skip_topk else None

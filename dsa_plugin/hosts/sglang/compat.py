@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from sglang.srt.platforms.interface import SRTPlatform
+from torch import Tensor
 
 
 def native_path(model_type: str) -> str | None:
@@ -44,6 +45,19 @@ def attn_tp_context() -> Any:
             get_attn_tp_context,
         )
     return get_attn_tp_context()
+
+
+def record_selection(layer: int, topk_indices: Tensor) -> None:
+    """Have the host return a layer's selection with the answer, where it was asked to.
+
+    It lies elsewhere, or is not there, in early releases, which then lack the flag too. Remove the
+    second branch with 0.5.20.
+    """
+    try:
+        from sglang.srt.state_capturer.indexer_topk import maybe_capture_indexer_topk
+    except ImportError:
+        return
+    maybe_capture_indexer_topk(layer, topk_indices)
 
 
 _ASKED = "get_kv_pool_cls" if hasattr(SRTPlatform, "get_kv_pool_cls") else "get_dsa_kv_pool_cls"

@@ -25,7 +25,6 @@ _FEATURES = {
     "enable_nvidia_megakernel": "it runs whole layers, attention included",
     "enable_amd_monokernel": "it runs whole layers, attention included",
     "enable_torch_compile": "the plugin's attention is not compiled",
-    "enable_return_indexer_topk": "the plugin does not record selections",
     "enable_multi_layer_eagle": "the draft is the model's own MTP layer",
     "enable_unified_memory": "caches lie in the host's pool of 64-token pages",
     "enable_page_major_kv_layout": "caches lie in the host's pool of 64-token pages",
@@ -73,6 +72,7 @@ def unsupported(
         ),
         *_parallelism(view, config),
         *_speculative(raw),
+        *_recording(view, raw),
         *_caches(view, raw, model_dtype, index_cache_fp8),
         *(
             f"{_flag(field)} {raw[field]}: it chooses among SGLang's own kernels; drop the flag, "
@@ -107,6 +107,23 @@ def _speculative(raw: Mapping[str, Any]) -> list[str]:
             "must be chains; use --speculative-eagle-topk 1"
         )
     return reasons
+
+
+def _recording(view: Any, raw: Mapping[str, Any]) -> list[str]:
+    """What the host's recorder of selections, one of a rank's own layers and rows, leaves out."""
+    if not getattr(view, "enable_return_indexer_topk", False):
+        return []
+    ranks = attention_tp_size(view)
+    reasons = {
+        f"with {ranks} ranks to an attention: the host records on ranks of their own alone; use "
+        "--enable-dp-attention with --dp as large as --tp": ranks > 1,
+        f"with --pp-size {view.pp_size}: the last stage would return its own layers' alone; use "
+        "--pp-size 1": view.pp_size > 1,
+        "with --speculative-algorithm: a draft's selection would take layer 0's place; drop one": (
+            raw["speculative_algorithm"] is not None
+        ),
+    }
+    return [f"--enable-return-indexer-topk {why}" for why, holds in reasons.items() if holds]
 
 
 def _caches(

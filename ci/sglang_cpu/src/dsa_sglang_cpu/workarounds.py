@@ -20,6 +20,7 @@ def apply() -> None:
     dp_copies_without_triton()
     collectives_without_custom_ops()
     absorbed_mla_in_torch_native()
+    recorder_of_selections()
 
 
 def capability_of_no_gpu() -> None:
@@ -122,3 +123,30 @@ def absorbed_mla_in_torch_native() -> None:
     handlers.AttentionBackendRegistry.register(
         "torch_native", lambda *_: handlers.AttnForwardMethod.MLA
     )
+
+
+def recorder_of_selections() -> None:
+    """Make the recorder of --enable-return-indexer-topk, in memory that is not pinned.
+
+    Why: its own indexers feed it on CUDA and NPU alone, so it is made on no other device; and
+    pinning takes CUDA. Upstream: create_indexer_capturer in srt/state_capturer/indexer_topk.py.
+    Remove when: it asks who feeds it.
+    """
+    from sglang.srt.model_executor import model_runner
+    from sglang.srt.runtime_context import get_exec
+    from sglang.srt.state_capturer import base, indexer_topk
+
+    def create(*, model_config: Any, **sizes: Any) -> Any:
+        config = model_config.hf_text_config
+        return indexer_topk._create_indexer_capturer_raw(
+            enable=get_exec().features.enable_return_indexer_topk,
+            num_indexer_layers=indexer_topk.get_num_indexer_layers(config),
+            index_topk=getattr(config, "index_topk", 0),
+            **sizes,
+        )
+
+    def allocate(dims: tuple[int, ...], dtype: torch.dtype, **_: Any) -> torch.Tensor:
+        return torch.empty(dims, dtype=dtype)
+
+    cast(Any, model_runner).create_indexer_capturer = create
+    cast(Any, base).ALLOC_MEMORY_FUNCS["cpu"] = allocate
