@@ -2,7 +2,7 @@
 
 In fp8 the host's own pool is used as it is: its pages have our fp8 layout (dsa_kernels.layout), so
 radix sharing, eviction, sizing, HiCache and PD transfer know them. This one replaces the pages of
-the index keys and nothing else; HiCache and PD, which count on 132 bytes a token, are refused.
+the index keys and nothing else; HiCache and PD, refused for either, count on 132 bytes a token.
 """
 
 from __future__ import annotations

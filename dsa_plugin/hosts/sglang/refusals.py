@@ -26,6 +26,9 @@ _FEATURES = {
     "enable_amd_monokernel": "it runs whole layers, attention included",
     "enable_torch_compile": "the plugin's attention is not compiled",
     "enable_multi_layer_eagle": "the draft is the model's own MTP layer",
+    "enable_deterministic_inference": "how attention splits a row's sum depends on the batch",
+    "rl_on_policy_target": "it wants deterministic inference, and how attention splits a row's sum "
+    "depends on the batch",
     "enable_unified_memory": "caches lie in the host's pool of 64-token pages",
     "enable_page_major_kv_layout": "caches lie in the host's pool of 64-token pages",
 }
@@ -42,6 +45,10 @@ _OFFLOADS = (
     "enable_unified_cache_external_linker",
     "enable_lmcache",
     "enable_flexkv",
+)
+_UNTRIED = (
+    "SGLang copies caches by kernels of its GPU builds, which were not run with the plugin; drop "
+    "the flag, or set DSA_PLUGIN=off where SGLang has DSA kernels of its own"
 )
 _SPECULATIVE = (None, "NEXTN", "EAGLE")
 _DTYPES = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16}
@@ -145,13 +152,9 @@ def _caches(
             "DSA_INDEX_CACHE_DTYPE=model: this SGLang has no hook for the cache pool; use fp8, or "
             "SGLang 0.5.22 or later"
         )
-    if not index_cache_fp8:
-        unquantised = "sizes and transfers count on fp8 index keys; set DSA_INDEX_CACHE_DTYPE=fp8"
-        reasons += [
-            f"{_flag(field)}: {unquantised}" for field in _OFFLOADS if getattr(view, field, False)
-        ]
-        if view.disaggregation_mode != "null":
-            reasons.append(f"--disaggregation-mode {view.disaggregation_mode}: {unquantised}")
+    reasons += [f"{_flag(field)}: {_UNTRIED}" for field in _OFFLOADS if getattr(view, field, False)]
+    if view.disaggregation_mode != "null":
+        reasons.append(f"--disaggregation-mode {view.disaggregation_mode}: {_UNTRIED}")
     return reasons
 
 
