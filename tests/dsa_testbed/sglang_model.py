@@ -100,6 +100,12 @@ def after_updates(args: list[str], updates: list[str], folder: str) -> list[Any]
     return [refusals, stayed]
 
 
+def save_indexers(args: list[str], file: str) -> None:
+    """Leave every parameter of an indexer in a file."""
+    parameters = load(args).model.named_parameters()
+    save_file({name: value.data for name, value in parameters if ".indexer." in name}, file)
+
+
 def main() -> None:
     """Answer the request on stdin."""
     request = json.load(sys.stdin)

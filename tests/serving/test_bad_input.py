@@ -257,6 +257,7 @@ ARGUMENTS: dict[str, list[tuple[Sequence[str], str]]] = {
             "--enable-return-indexer-topk with --speculative-algorithm: ",
         ),
         (["--enable-hisparse"], "--enable-hisparse: "),
+        (["--json-model-override-args", '{"index_topk": 0}'], "index_topk is 0; allowed: an"),
         (["--enable-deterministic-inference"], "--enable-deterministic-inference: how attention"),
         (["--rl-on-policy-target", "fsdp"], "--rl-on-policy-target: it wants deterministic"),
         (["--enable-two-batch-overlap"], "--enable-two-batch-overlap: "),

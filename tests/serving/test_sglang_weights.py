@@ -127,6 +127,22 @@ def kv_b_proj(model: Path) -> Tensors:
     return {key: stored[key] for key in (name, f"{name}_scale_inv")}
 
 
+def test_a_drafts_indexer(tmp_path: Path) -> None:
+    """Its layer comes after the model's in a checkpoint, and has another name in the host."""
+    model = make_checkpoint("v32")
+    file = tmp_path / "indexers.safetensors"
+    draft = '{"architectures": ["DeepseekV3ForCausalLMNextN"]}'
+    flags = ("--json-model-override-args", draft, "--attention-backend", "dsa_plugin")
+    with_model("save_indexers", model, *flags, "--page-size", "64", file=str(file))
+    loaded = load_file(file)
+    stored = load_file(model / "model.safetensors")
+    prefix = "model.layers.4.self_attn.indexer."
+    expected = torch.cat([stored[f"{prefix}{name}.weight"] for name in PROJECTIONS])
+    prefix = "model.decoder.self_attn.indexer."
+    assert torch.equal(loaded[f"{prefix}wk_weights_proj.weight"], expected)
+    assert len(loaded) == 4
+
+
 def with_fp8_keys(model: Path, folder: Path) -> tuple[Path, Path]:
     """A copy whose indexers' wk are stored in fp8, alone of its weights; and what it means."""
     copies = [Path(shutil.copytree(model, folder / name)) for name in ("stored", "meant")]
