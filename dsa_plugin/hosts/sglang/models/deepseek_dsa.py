@@ -45,11 +45,13 @@ class _WithOurAttention:
         elif is_dsa:
             _say(f"leaves {self._describe()} to SGLang: attention backends {attention_backends()}")
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]], **kind: Any) -> None:
+    def load_weights(
+        self, weights: Iterable[tuple[str, Tensor]], *args: Any, **kwargs: Any
+    ) -> None:
         """A checkpoint's tensors, or an update's; those of indexers are not left to the host."""
         block = getattr(self.quant_config, "weight_block_size", None)  # type: ignore[attr-defined]
         weights = load_projections(weights, self._indexers(), block or FP8_BLOCK)
-        super().load_weights(weights, **kind)  # type: ignore[misc]
+        super().load_weights(weights, *args, **kwargs)  # type: ignore[misc]
 
     def post_load_weights(
         self, is_nextn: bool = False, weight_names: Iterable[str] | None = None
