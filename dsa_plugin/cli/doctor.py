@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from dsa_plugin.doctor.findings import Finding
     from dsa_plugin.doctor.report import Report
     from dsa_plugin.doctor.serving import Serving
 
@@ -27,6 +28,10 @@ def doctor(
     host: Annotated[
         str | None, typer.Option(help="vllm or sglang; the one installed here.")
     ] = None,
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(help="After --: a command line that starts a host, to ask about it alone."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what the host installed here would run for DSA, what the plugin does, and every blocker.
@@ -38,14 +43,22 @@ def doctor(
     where something stands in the way; with 2 where the command itself is wrong.
     """
     from dsa_plugin.cli.model_config import find_model
+    from dsa_plugin.doctor.command_line import examine_command
     from dsa_plugin.doctor.report import FAMILIES, make_report
     from dsa_plugin.env import Env
     from dsa_plugin.planning.gpus import find_gpu
+    from dsa_plugin.probe.ask import Target
     from dsa_plugin.recipes.launch import host_here
 
     Env.load()
     if count < 1:
         raise ValueError(f"--count is {count}; allowed: an integer >= 1")
+    if command:
+        gpu_of = find_gpu(gpu) if gpu else None
+        target = Target.of(gpu_of, count) if gpu_of else Target.here()
+        finding = examine_command(command, target)
+        print(json.dumps(dataclasses.asdict(finding)) if as_json else _line(finding))
+        raise typer.Exit(not finding.ok)
     report = make_report(
         host_here(host),
         {name: find_model(name) for name in ([model] if model else FAMILIES)},
@@ -69,13 +82,17 @@ def _show(report: Report) -> None:
     machine = f"{report.count} x {report.gpu}" if report.count else report.gpu
     print(f"{report.host} on {machine}\n")
     for finding in report.findings:
-        print(f"{'ok  ' if finding.ok else 'FAIL'} {finding.what}: {finding.text}")
+        print(_line(finding))
         if finding.remedy:
             print(f"     what would work: {finding.remedy}")
     for serving in report.serving:
         _show_serving(serving)
     if not report.serving:
         print("\nNothing more can be asked.")
+
+
+def _line(finding: Finding) -> str:
+    return f"{'ok  ' if finding.ok else 'FAIL'} {finding.what}: {finding.text}"
 
 
 def _show_serving(serving: Serving) -> None:

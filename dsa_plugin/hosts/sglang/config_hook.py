@@ -19,9 +19,10 @@ from dsa_kernels.dims import INDEX_PAGE
 from dsa_plugin.config import DSAConfig
 from dsa_plugin.env import Env
 from dsa_plugin.hosts.checkpoint import check_checkpoint
+from dsa_plugin.hosts.refusal import attempt, refuse
 from dsa_plugin.hosts.sglang.compat import native_path
 from dsa_plugin.hosts.sglang.names import BACKEND, MODELS
-from dsa_plugin.hosts.sglang.refusals import unsupported
+from dsa_plugin.hosts.sglang.refusals import refused, unsupported
 from dsa_plugin.hosts.takeover import decide
 from dsa_registry import all_entries
 
@@ -102,26 +103,30 @@ def _decide(server_args: Any, model_type: str) -> tuple[bool, str]:
 
 
 def _checked(server_args: Any, hf_config: Any) -> DSAConfig:
-    env = Env.load()
     view = resolving_view(server_args)
-    config = DSAConfig.from_hf(hf_config)
     model = model_config_of(server_args)
-    reasons = unsupported(
-        view,
-        server_args._raw_input,
-        config,
-        model_dtype=model.dtype,
-        index_cache_fp8=env.index_cache_is_fp8(torch.device(view.device).type),
-    )
+    reasons: list[str] = []
+    env = attempt(reasons, Env.load)
+    config = attempt(reasons, lambda: DSAConfig.from_hf(hf_config))
+    reasons += refused(view, server_args._raw_input)
+    if env and config:
+        reasons += unsupported(
+            view,
+            server_args._raw_input,
+            config,
+            model_dtype=model.dtype,
+            index_cache_fp8=env.index_cache_is_fp8(torch.device(view.device).type),
+        )
     package = envs.SGLANG_EXTERNAL_MODEL_PACKAGE.get()
     if package != MODELS:
         reasons.append(
             f"SGLANG_EXTERNAL_MODEL_PACKAGE={package}: SGLang takes model classes from one package "
             "alone, and this one would hide the plugin's; unset it, or set DSA_PLUGIN=off"
         )
-    if reasons:
-        raise ValueError("dsa_plugin cannot serve this model as asked:\n- " + "\n- ".join(reasons))
-    if Path(model.model_path).is_dir():
+    folder = Path(model.model_path)
+    if config and folder.is_dir():
         unquantised = {"wk": True, "weights_proj": True}
-        check_checkpoint(Path(model.model_path), config, unquantised=unquantised)
+        attempt(reasons, lambda: check_checkpoint(folder, config, unquantised=unquantised))
+    refuse(reasons)
+    assert config is not None
     return config

@@ -11,9 +11,10 @@ from dsa_kernels.dims import INDEX_PAGE
 from dsa_plugin.config import DSAConfig
 from dsa_plugin.env import Env
 from dsa_plugin.hosts.checkpoint import check_checkpoint
+from dsa_plugin.hosts.refusal import attempt, refuse
 from dsa_plugin.hosts.vllm.backend import index_cache_is_fp8
 from dsa_plugin.hosts.vllm.compat import leave_cpu_mla_backend, split_at_attention
-from dsa_plugin.hosts.vllm.refusals import unsupported
+from dsa_plugin.hosts.vllm.refusals import refused, unsupported
 from dsa_plugin.hosts.vllm.rope import cover_context
 
 if TYPE_CHECKING:
@@ -28,17 +29,22 @@ def verify_and_update_config(vllm_config: VllmConfig, reason: str) -> None:
     Raises:
         ValueError: a setting, the model's config or its files rule out serving it.
     """
-    Env.load()
     model_config = vllm_config.model_config
     hf_config = model_config.hf_config
-    config = DSAConfig.from_hf(hf_config)
     _settle_cache_dtype(vllm_config.cache_config)
-    if reasons := unsupported(vllm_config, config):
-        raise ValueError("dsa_plugin cannot serve this model as asked:\n- " + "\n- ".join(reasons))
-    if Path(model_config.model).is_dir():
-        # The host joins the two in one bf16 parameter, and dequantises an fp8 wk for it.
-        fused = {"wk": True, "weights_proj": False}
-        check_checkpoint(Path(model_config.model), config, unquantised=fused)
+    reasons: list[str] = []
+    env = attempt(reasons, Env.load)
+    config = attempt(reasons, lambda: DSAConfig.from_hf(hf_config))
+    reasons += refused(vllm_config)
+    if env and config:
+        reasons += unsupported(vllm_config, config)
+        folder = Path(model_config.model)
+        if folder.is_dir():
+            # The host joins the two in one bf16 parameter, and dequantises an fp8 wk for it.
+            fused = {"wk": True, "weights_proj": False}
+            attempt(reasons, lambda: check_checkpoint(folder, config, unquantised=fused))
+    refuse(reasons)
+    assert config is not None
 
     for served in _model_configs(vllm_config):
         # In the host's own config language, so that the layers it builds agree with the registry:

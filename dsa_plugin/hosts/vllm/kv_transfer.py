@@ -12,6 +12,8 @@ from vllm.distributed.kv_transfer import (
     is_v1_kv_transfer_group,
 )
 
+from dsa_plugin.hosts.vllm.refused import UNTRIED_TRANSFER
+
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
@@ -24,17 +26,13 @@ def connector_faults(vllm_config: VllmConfig) -> list[str]:
     """Why the configured connector is not trusted with our caches; empty where it is."""
     transfer = vllm_config.kv_transfer_config
     connector = None if transfer is None else transfer.kv_connector
-    flags = {f"--kv-transfer-config with {connector}": connector not in (None, *_TESTED)}
-    # A connector, too, but made after this.
-    size = getattr(vllm_config.cache_config, "kv_offloading_size", None)
-    flags[f"--kv-offloading-size {size}"] = size is not None
-    return [
-        f"{flag}: nobody has tried yet whether it moves the index keys along with the latents, "
-        "without which answers to long prompts are garbage; drop the flag, and use vLLM's own "
+    if connector in (None, *_TESTED):
+        return []
+    fault = (
+        f"--kv-transfer-config with {connector}: {UNTRIED_TRANSFER}; drop the flag, and use vLLM's own "
         f"prefix cache ({', '.join(_TESTED)} is served)"
-        for flag, given in flags.items()
-        if given
-    ]
+    )
+    return [fault]
 
 
 @contextmanager

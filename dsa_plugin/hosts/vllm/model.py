@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
-from torch import Tensor
+import vllm
+from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.model_executor.models.deepseek_mtp import DeepSeekMTP
-from vllm.model_executor.models.deepseek_v2 import DeepseekV2ForCausalLM
+from vllm.model_executor.models.deepseek_v2 import DeepseekV2DecoderLayer, DeepseekV2ForCausalLM
 
 from dsa_plugin.hosts.vllm.attention import DSAAttention, DSAIndexer
 from dsa_plugin.hosts.vllm.compat import attention_classes
@@ -26,6 +27,7 @@ class DSAForCausalLM(DeepseekV2ForCausalLM):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         with _our_attention():
             super().__init__(vllm_config=vllm_config, prefix=prefix)
+        check_that_it_took(self)
         # The host refuses adapters of what this maps to nothing. One of kv_b_proj would be loaded
         # and change nothing: attention reads the matrices derived from it (vllm#48974).
         packed = DeepseekV2ForCausalLM.packed_modules_mapping
@@ -43,6 +45,8 @@ class DSAMTP(DeepSeekMTP):
         dsa = hasattr(vllm_config.model_config.hf_config, "index_topk")
         with _our_attention() if dsa else nullcontext():
             super().__init__(vllm_config=vllm_config, prefix=prefix)
+        if dsa:
+            check_that_it_took(self)
 
     def load_weights(self, weights: Iterable[NamedTensor]) -> set[str]:
         loaded: set[str] = super().load_weights(_owning_key_projections(weights))
@@ -61,3 +65,20 @@ def _owning_key_projections(weights: Iterable[NamedTensor]) -> Iterator[NamedTen
 
 def _our_attention() -> AbstractContextManager[None]:
     return attention_classes(Indexer=DSAIndexer, MultiHeadLatentAttentionWrapper=DSAAttention)
+
+
+def check_that_it_took(model: nn.Module) -> None:
+    """Refuse a model in which the host built a layer's attention in another way.
+
+    Raises:
+        RuntimeError: before weights load; such a layer would be served by nobody, or by the host.
+    """
+    layers = [m for m in model.modules() if isinstance(m, DeepseekV2DecoderLayer)]
+    ours = [m for m in model.modules() if isinstance(m, DSAAttention)]
+    if len(ours) != len(layers) or not layers:
+        names = DeepseekV2DecoderLayer.__module__
+        raise RuntimeError(
+            f"dsa_plugin replaced the attention of {len(ours)} of {len(layers)} layers: vLLM "
+            f"{vllm.__version__} no longer builds them by the names in {names} that the plugin "
+            "replaces; install releases that go together, or set DSA_PLUGIN=off"
+        )

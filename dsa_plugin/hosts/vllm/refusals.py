@@ -2,52 +2,41 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
-
-from vllm import envs
 
 from dsa_kernels.dims import INDEX_PAGE
 from dsa_plugin.config import DSAConfig
+from dsa_plugin.hosts.refusal import read_path, refused_flags, refused_variables
 from dsa_plugin.hosts.vllm.backend import index_cache_is_fp8
 from dsa_plugin.hosts.vllm.kv_transfer import connector_faults
+from dsa_plugin.hosts.vllm.refused import REFUSED
 from dsa_plugin.hosts.vllm.rope import context_faults
 
 if TYPE_CHECKING:
-    from vllm.config import CacheConfig, ParallelConfig, VllmConfig
+    from vllm.config import CacheConfig, VllmConfig
 
 _KV_CACHE_DTYPES = ("auto", "float16", "bfloat16", "fp8_ds_mla")
 
 
-def unsupported(vllm_config: VllmConfig, config: DSAConfig) -> list[str]:
-    """Every reason against serving the model so; empty if there is none."""
-    parallel = vllm_config.parallel_config
+def refused(vllm_config: VllmConfig) -> list[str]:
+    """Every flag and variable that is refused whatever the model."""
     return [
-        *config.tensor_parallel_faults(parallel.tensor_parallel_size),
-        *_parallelism(parallel, config),
-        *context_faults(vllm_config.model_config),
-        *connector_faults(vllm_config),
-        *_environment(),
-        *_caches(vllm_config.cache_config, str(vllm_config.model_config.dtype)),
+        *refused_flags(REFUSED, lambda path: read_path(vllm_config, path)),
+        *refused_variables(REFUSED, os.environ),
     ]
 
 
-def _parallelism(parallel: ParallelConfig, config: DSAConfig) -> list[str]:
-    reasons = _pipeline(parallel.pipeline_parallel_size, config)
-    for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
-        size = getattr(parallel, name, 1)
-        if size > 1:
-            flag = name.replace("_", "-")
-            reasons.append(
-                f"--{flag} {size}: the plugin keeps whole contexts on each rank; use --{flag} 1 "
-                "and more tensor or data parallelism"
-            )
-    if getattr(parallel, "use_ubatching", parallel.enable_dbo):
-        flag = "--enable-dbo" if parallel.enable_dbo else f"--ubatch-size {parallel.ubatch_size}"
-        reasons.append(
-            f"{flag}: the micro-batches of a step share one buffer of selected tokens, which one "
-            "would write before the other's layers have read theirs; drop the flag"
-        )
-    return reasons
+def unsupported(vllm_config: VllmConfig, config: DSAConfig) -> list[str]:
+    """Every reason that depends on the model or on two flags; empty if there is none."""
+    parallel = vllm_config.parallel_config
+    return [
+        *config.tensor_parallel_faults(parallel.tensor_parallel_size),
+        *_pipeline(parallel.pipeline_parallel_size, config),
+        *context_faults(vllm_config.model_config),
+        *connector_faults(vllm_config),
+        *_caches(vllm_config.cache_config, str(vllm_config.model_config.dtype)),
+    ]
 
 
 def _pipeline(stages: int, config: DSAConfig) -> list[str]:
@@ -64,16 +53,6 @@ def _pipeline(stages: int, config: DSAConfig) -> list[str]:
     fault = (
         f"--pipeline-parallel-size {stages}: stage {stage} would start at layer {start}, which "
         f"reuses the selection of a layer on the stage before; {remedy}"
-    )
-    return [fault]
-
-
-def _environment() -> list[str]:
-    if not getattr(envs, "VLLM_BATCH_INVARIANT", False):
-        return []
-    fault = (
-        "VLLM_BATCH_INVARIANT=1: the kernels divide a request's tokens by the shape of the batch, "
-        "so that rounding depends on what else is in it; unset it"
     )
     return [fault]
 

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from vllm import __version__
 from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.model_executor.models import ModelRegistry
 from vllm.plugins import load_general_plugins
-from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from dsa_plugin.hosts.vllm import register
+from dsa_plugin.hosts.vllm.probe.command import COMMAND, serve_parser
 from dsa_plugin.hosts.vllm.probe.pretend import prepare, pretend, pretend_build
 from dsa_plugin.probe.ask import Answer, Question, Target, answer, check_flags
 from dsa_plugin.probe.our_kernels import our_kernels
@@ -29,12 +28,12 @@ def resolve(question: Question) -> Answer:
     if question.target:
         pretend(question.target)
     load_general_plugins()
-    parser: Any = make_arg_parser(FlexibleArgumentParser())
+    parser = serve_parser()
     parser.error = _refuse  # its own prints all of its usage
     check_flags(question.arguments, parser._option_string_actions, f"vLLM {__version__}")
     args = parser.parse_args(question.arguments)
     args.model = args.model_tag or args.model  # as ServeSubcommand.cmd does
-    validate_parsed_serve_args(args)
+    COMMAND.validate(args)
     if question.target is None:
         return Answer(None)
     config = AsyncEngineArgs.from_cli_args(args).create_engine_config(headless=args.headless)

@@ -1,0 +1,113 @@
+"""Write docs/host_features.md: what becomes of every flag and variable of both hosts.
+
+    ci/host_features PYTHON
+
+A test fails where the document is not what this writes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+from typing import get_args
+
+from dsa_plugin.doctor.features import Class, Feature, Features, load_features
+from dsa_plugin.hosts.refusal import Refused
+from dsa_plugin.probe.switches import Switches, read_switches
+from dsa_plugin.recipes.schema import HostName
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENT = ROOT / "docs" / "host_features.md"
+TITLES: dict[HostName, str] = {"vllm": "vLLM", "sglang": "SGLang"}
+HEAD = """# What becomes of every flag
+
+Written by `ci/host_features` from `dsa_plugin/hosts/<host>/features.yaml` and `refused.py`; do not
+edit. A switch is *served* (a test shows it), *refused* (before weights load, by name), or *of no
+concern*: the plugin's part, the attention of DSA models, neither reads it nor is changed by it.
+Fields of the JSON flags that touch attention, graphs, drafts and transfers count as flags. Names are
+compared with the host's own parser in CI: one that is new and unclassified turns it red.
+
+"""
+
+
+def refused_table(host: HostName) -> tuple[Refused, ...]:
+    """What the host's `refused.py` lists."""
+    table: tuple[Refused, ...] = import_module(f"dsa_plugin.hosts.{host}.refused").REFUSED
+    return table
+
+
+def features_of(host: HostName) -> Features:
+    """Everything that is said of a host."""
+    refused = {entry.name: f"{entry.why}; {entry.instead}" for entry in refused_table(host)}
+    return load_features(host, refused)
+
+
+def counts(features: Iterable[Feature], names: Iterable[str]) -> Counter[str]:
+    """Switches of a release in each class; one with several values is `by value`."""
+    classes: dict[str, str] = {}
+    for feature in features:
+        classes[feature.name] = "by value" if feature.value else feature.classed
+    return Counter(classes[name] for name in names if name in classes)
+
+
+def document(releases: dict[HostName, Switches]) -> str:
+    """docs/host_features.md."""
+    parts = [
+        HEAD,
+        "| | all | served | by value | refused | no concern |\n|---|---|---|---|---|---|\n",
+    ]
+    for host, release in releases.items():
+        features = features_of(host)
+        kinds = (
+            ("flags", features.flags, release.flags),
+            (
+                "variables",
+                features.variables,
+                release.variables,
+            ),
+        )
+        for kind, listed, switches in kinds:
+            found = counts(listed, switches)
+            cells = [found[c] for c in ("served", "by value", "refused", "no_concern")]
+            title = f"{TITLES[host]} {release.version.split('+')[0]}, {kind}"
+            parts.append(f"| {title} | {sum(cells)} | {' | '.join(map(str, cells))} |\n")
+    for host in releases:
+        features = features_of(host)
+        for kind, listed in (("flags", features.flags), ("variables", features.variables)):
+            parts.append(f"\n## {TITLES[host]}'s {kind}\n")
+            parts += [_class(listed, classed) for classed in get_args(Class)]
+    return "".join(parts)
+
+
+def _class(listed: Iterable[Feature], classed: Class) -> str:
+    groups: dict[str, list[str]] = {}
+    for feature in listed:
+        if feature.classed == classed:
+            name = f"`{feature.name} {feature.value}".rstrip() + "`"
+            groups.setdefault(feature.reason, []).append(name)
+    if not groups:
+        return ""
+    lines = [f"- {reason}: {', '.join(names)}\n" for reason, names in groups.items()]
+    return f"\n### {classed.replace('_', ' ').capitalize()}\n\n{''.join(lines)}"
+
+
+def generate() -> str:
+    """The document, of the releases installed here."""
+    folder = Path(os.environ.get("DSA_TEST_SGLANG", ROOT / ".venv" / "sglang"))
+    pythons: dict[HostName, str] = {
+        "vllm": sys.executable,
+        "sglang": str(folder / "bin" / "python"),
+    }
+    return document({host: read_switches(python, host) for host, python in pythons.items()})
+
+
+def main() -> None:
+    DOCUMENT.write_text(generate(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
