@@ -28,8 +28,8 @@ HEAD = """# What becomes of every flag
 Written by `ci/host_features` from `dsa_plugin/hosts/<host>/features.yaml` and `refused.py`; do not
 edit. A switch is *served* (a test shows it), *refused* (before weights load, by name), or *of no
 concern*: the plugin's part, the attention of DSA models, neither reads it nor is changed by it.
-Fields of the JSON flags that touch attention, graphs, drafts and transfers count as flags. Names are
-compared with the host's own parser in CI: one that is new and unclassified turns it red.
+Fields of the JSON flags that touch attention, graphs, drafts and transfers count as flags. Names
+are compared with the host's own parser in CI: one that is new and unclassified turns it red.
 
 """
 

@@ -310,3 +310,23 @@ def test_our_kernels_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="DSA_KERNELS='cuda'; allowed"):
         ours(DSA_KERNELS="cuda")
     use_triton.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["A=1", "vllm", "serve", "m", "-tp", "2"], ("vllm", ["m", "-tp", "2"], {"A": "1"})),
+        (["python", "-m", "sglang.launch_server", "--tp", "2"], ("sglang", ["--tp", "2"], {})),
+    ],
+)
+def test_a_command_line_is_taken_apart(words: list[str], expected: object) -> None:
+    from dsa_plugin.doctor.command_line import split_command
+
+    assert split_command(words) == expected
+
+
+def test_a_command_that_starts_no_server() -> None:
+    from dsa_plugin.doctor.command_line import split_command
+
+    with pytest.raises(ValueError, match="starts no server; allowed after --: `vllm serve`"):
+        split_command(["vllm", "bench"])

@@ -29,8 +29,8 @@ def connector_faults(vllm_config: VllmConfig) -> list[str]:
     if connector in (None, *_TESTED):
         return []
     fault = (
-        f"--kv-transfer-config with {connector}: {UNTRIED_TRANSFER}; drop the flag, and use vLLM's own "
-        f"prefix cache ({', '.join(_TESTED)} is served)"
+        f"--kv-transfer-config with {connector}: {UNTRIED_TRANSFER}; drop the flag, and use "
+        f"vLLM's own prefix cache ({', '.join(_TESTED)} is served)"
     )
     return [fault]
 
