@@ -19,6 +19,7 @@ from dsa_testbed.prompts import Prompt, ci_set, full_set, pressure_set, text_tok
 from dsa_testbed.server import op_counts
 
 FAMILIES = ("v32", "glm5", "glm52")
+NGRAM = '{"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}'
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ CELLS = [
     ),
     *(Cell("sglang", family, "two_ranks_dp") for family in FAMILIES),
     *(Cell("sglang", family, sequential=True) for family in FAMILIES),
+    Cell("vllm", "v32", flags=("--speculative-config", NGRAM), full=False),
     *(
         Cell("sglang", "v32", flags=flags, full=False)
         for flags in (
