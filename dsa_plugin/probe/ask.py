@@ -211,7 +211,7 @@ def check_flags(arguments: Sequence[str], known: Mapping[str, Any], program: str
         ValueError: naming the nearest known flag.
     """
     for argument in arguments:
-        flag = argument.partition("=")[0]
+        flag = argument.partition("=")[0].partition(".")[0]  # --flag.field of an object
         if flag.startswith("--") and flag not in known:
             near = get_close_matches(flag, known, n=1, cutoff=0.0)[0]
             raise ValueError(
