@@ -12,6 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from dsa_kernels.dims import KV_LORA_RANK, LATENT_DIM
+from dsa_kernels.prefill_forms import (
+    is_decoding_first_faster,
+    is_masked_faster,
+    selected_keys,
+)
 from dsa_plugin.planning.deployment import PAGE, Deployment
 from dsa_plugin.planning.forms import (
     indexer_logits_form,
@@ -79,10 +84,7 @@ class Batch:
 
     def selected(self, topk: int) -> float:
         """Tokens that a row selects, on average."""
-        first = self.context - self.queries + 1
-        short = max(0, min(self.context, topk) - first + 1)  # rows that see no more than topk
-        seen = short * (first + (short - 1) / 2)
-        return (seen + (self.queries - short) * topk) / self.queries
+        return selected_keys(self.queries, self.context, topk) / self.queries
 
 
 def attention_core(d: Deployment, batch: Batch, kind: Attention, *, indexer: bool) -> list[Work]:
@@ -101,22 +103,24 @@ def attention_core(d: Deployment, batch: Batch, kind: Attention, *, indexer: boo
 
 
 def is_masked(d: Deployment, chunk: Batch) -> bool:
-    """`dsa_kernels.sparse_mla.masked_is_faster`, on a GPU."""
-    model, heads = d.model, _heads(d)
-    project = KV_LORA_RANK * (model.qk_nope_head_dim + model.v_head_dim)
-    width = model.qk_nope_head_dim + model.qk_rope_head_dim
-    masked = heads * chunk.context * (project + chunk.queries * (width + model.v_head_dim))
-    latent = max(heads * (LATENT_DIM + KV_LORA_RANK), 32 * LATENT_BYTES[d.kv_dtype])
-    selected = min(model.index_topk, chunk.context)
-    return chunk.queries * (heads * project + selected * latent) - masked >= 10**10
+    """Whether a GPU expands a chunk's keys and masks what is not selected."""
+    model = d.model
+    return is_masked_faster(
+        chunk.queries,
+        chunk.context,
+        model.index_topk,
+        heads=_heads(d),
+        width=model.qk_nope_head_dim + model.qk_rope_head_dim,
+        v_width=model.v_head_dim,
+    )
 
 
 def is_decoded_first(d: Deployment, chunk: Batch) -> bool:
-    """`dsa_kernels.sparse_mla.decoding_first_is_faster`, on a GPU, where the workspace has room."""
+    """Whether a GPU decodes fp8 latents before it gathers, where the workspace has room."""
     keys = _whole_pages(chunk.context)
     if d.kv_dtype != "fp8" or keys * LATENT_BYTES["bf16"] > d.workspace_bytes:
         return False
-    return 5 * (keys + 4096) <= 2 * chunk.queries * min(d.model.index_topk, keys)
+    return is_decoding_first_faster(chunk.queries, keys, d.model.index_topk)
 
 
 def layer_work(

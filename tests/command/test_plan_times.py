@@ -139,7 +139,6 @@ def test_forms_are_the_plugins_own(
                 heads=model.num_attention_heads // tp,
                 width=model.qk_nope_head_dim + model.qk_rope_head_dim,
                 v_width=model.v_head_dim,
-                latent_bytes=cache.shape[2] * cache.itemsize,
             )
             first = api.decoding_first_is_faster(cache, rows, keys, model.index_topk)
             room = keys * 1152 <= d.workspace_bytes

@@ -12,6 +12,7 @@ import torch
 
 from dsa_kernels import dispatch
 from dsa_kernels.arch import ARCHS, INTERPRETED, arch_of
+from dsa_kernels.prefill_forms import selected_keys
 from dsa_kernels.sparse_mla import decoding_first_is_faster, masked_is_faster
 from dsa_plugin.env import Kernels
 
@@ -173,10 +174,8 @@ def test_masked_where_it_is_faster(monkeypatch: pytest.MonkeyPatch, device: torc
 
 @pytest.mark.parametrize(("rows", "keys"), [(1, 1), (1, 9), (3, 8), (4, 11), (5, 5), (12, 12)])
 def test_what_causal_rows_select(rows: int, keys: int) -> None:
-    from dsa_kernels.sparse_mla.api import _selected
-
     expected = sum(min(8, seen) for seen in range(keys - rows + 1, keys + 1))
-    assert _selected(rows, keys, 8) == expected
+    assert selected_keys(rows, keys, 8) == expected
 
 
 def test_a_cpu_decodes_nothing_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,9 +65,10 @@ def forbidden(module: str, imported: str) -> str | None:
         return "nothing imports the command but the command itself"
     if "probe" not in mine and "dsa_plugin" in mine and "probe" in theirs and in_hosts:
         return "nothing that serves interrogates a host"
-    loads_torch = theirs[0] == "torch" or (theirs[0] == "dsa_kernels" and theirs[1:2] != ["dims"])
+    is_numbers = theirs[:1] == ["dsa_kernels"] and theirs[1:2] in (["dims"], ["prefill_forms"])
+    loads_torch = theirs[0] in ("torch", "dsa_kernels") and not is_numbers
     if mine[:2] == ["dsa_plugin", "planning"] and loads_torch:
-        return "a plan needs no torch; of dsa_kernels, dims alone loads none"
+        return "a plan needs no torch; of dsa_kernels, dims and prefill_forms load none"
     if theirs[0] not in allowed:
         return f"only {', '.join(sorted(allowed))} and the standard library"
     if theirs[:2] == ["dsa_plugin", "hosts"] and theirs[2:3] != mine[2:3]:

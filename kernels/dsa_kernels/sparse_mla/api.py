@@ -6,17 +6,13 @@ import torch
 from torch import Tensor
 
 from dsa_kernels.checks import check_devices, check_dtype, check_shape
-from dsa_kernels.dims import KV_LORA_RANK, LATENT_DIM, ROPE_DIM
+from dsa_kernels.dims import KV_LORA_RANK, LATENT_DIM
 from dsa_kernels.dispatch import use_triton
 from dsa_kernels.layout import FLOAT_DTYPES, check_latent_cache
+from dsa_kernels.prefill_forms import is_decoding_first_faster, is_masked_faster
 from dsa_kernels.sparse_mla import cpu, reference
 
 _INT_DTYPES = (torch.int32, torch.int64)
-# Of an H100 (docs/measured.md): multiply-adds a ns of products with weights, of masked_mha and of
-# sparse_mla; ns of a gathered latent, of a row's mask, of a decoded latent; launches of about ten
-# kernels.
-_WEIGHTS, _MASKED, _SPARSE = 300_000, 165_000, 118_000
-_GATHER, _MASK, _DECODE, _LAUNCHES = 0.23, 30, 0.7, 50_000
 
 
 def sparse_mla(
@@ -214,19 +210,7 @@ def masked_is_faster(
     """
     if device.type == "cpu" and not use_triton(device):
         return keys * (rows + 400) <= 4 * topk * rows
-    weights = heads * KV_LORA_RANK * (width - ROPE_DIM + v_width) / _WEIGHTS
-    pairs = rows * (keys - (rows - 1) / 2)
-    masked = _LAUNCHES + keys * (_DECODE + weights)
-    masked += rows * _MASK + pairs * heads * (width + v_width) / _MASKED
-    latent = max(_GATHER, heads * (LATENT_DIM + KV_LORA_RANK) / _SPARSE)
-    return masked <= rows * weights + _selected(rows, keys, topk) * latent
-
-
-def _selected(rows: int, keys: int, topk: int) -> float:
-    """Keys that causal rows select, the last of which sees `keys`."""
-    first = keys - rows + 1
-    short = min(rows, max(0, topk - first))  # rows that see fewer than topk
-    return (rows - short) * topk + short * (2 * first + short - 1) / 2
+    return is_masked_faster(rows, keys, topk, heads=heads, width=width, v_width=v_width)
 
 
 def decoding_first_is_faster(cache: Tensor, rows: int, keys: int, topk: int) -> bool:
@@ -244,4 +228,4 @@ def decoding_first_is_faster(cache: Tensor, rows: int, keys: int, topk: int) -> 
     """
     if cache.dtype != torch.uint8 or not use_triton(cache.device):
         return False
-    return 5 * (keys + 4096) <= 2 * rows * min(topk, keys)
+    return is_decoding_first_faster(rows, keys, topk)
