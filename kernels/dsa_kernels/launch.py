@@ -20,15 +20,18 @@ from dsa_kernels.tuning.base import BASE
 
 
 @cache
-def launch_config(op: str, arch: Arch, shape_key: Hashable) -> LaunchConfig:
+def launch_config(
+    op: str, arch: Arch, shape_key: Hashable, triton_version: str | None = None
+) -> LaunchConfig:
     """What `dsa_kernels.tuning` has for an op's kernel on a chip: the chip's own, or the base.
 
-    The chip's own may hold for the installed version of Triton alone.
+    The chip's own may hold for one version of Triton alone.
 
     Args:
         op: folder of the op, such as "sparse_mla".
         arch: which chip.
         shape_key: as the op's kernel.py defines it.
+        triton_version: with which it is launched; None: the installed.
 
     Raises:
         KeyError: the base lacks the entry: a defect, which tests of every architecture find.
@@ -36,18 +39,18 @@ def launch_config(op: str, arch: Arch, shape_key: Hashable) -> LaunchConfig:
     chip = import_module(f"dsa_kernels.tuning.{arch.name}")
     by_triton: ChangesByTriton = getattr(chip, "BY_TRITON", {})
     changes: Changes = chip.CHANGES
-    for table in (by_triton.get(_triton_version(), {}), changes):
+    major_minor = ".".join((triton_version or _installed_triton()).split(".")[:2])
+    for table in (by_triton.get(major_minor, {}), changes):
         changed = table.get(op, {}).get(shape_key)
         if changed is not None:
             return changed[0]
     return BASE[op][shape_key]
 
 
-def _triton_version() -> str:
-    """Major and minor."""
+def _installed_triton() -> str:
     import triton
 
-    return ".".join(triton.__version__.split(".")[:2])
+    return str(triton.__version__)
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,9 @@ def test_a_version_of_triton_has_configurations_of_its_own(
                     assert launch_config(op, arch, key) != config, "a change that changes nothing"
                     triton_version(f"{version}.9+other")
                     assert launch_config(op, arch, key) is config
+                    assert launch_config(op, arch, key, "0.0.1") != config
+                    triton_version("0.0.1")
+                    assert launch_config(op, arch, key, f"{version}.0") is config
                     found += 1
     assert found
 

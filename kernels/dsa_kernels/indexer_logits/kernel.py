@@ -29,7 +29,7 @@ from dsa_kernels.tuning import LaunchConfig
 _HEAD_DIM = tl.constexpr(INDEX_HEAD_DIM)
 _MIN_COLUMNS = 16  # of the matrix instructions of some chips
 _PROGRAMS_PER_SM = 8  # few enough to load queries seldom, enough for a short last wave
-_KEYS_PER_SM = 512  # of the tiles of a decode's programs: of wide tiles fewer programs
+_KEYS_PER_SM = 512  # of the tiles of a decode's programs
 
 
 def indexer_logits(
@@ -110,7 +110,7 @@ def paged_launches(
     q, weights = q.flatten(0, 1), weights.flatten(0, 1)
     config = _config("paged", q, next_n, arch)
     groups = triton.cdiv(next_n, _rows_a_program(config))
-    programs = min(_PROGRAMS_PER_SM, _KEYS_PER_SM // config.blocks["BLOCK_KEYS"]) * arch.num_sms
+    programs = paged_programs_per_sm(config) * arch.num_sms
     tiles, segments = _split_keys(keys, batch * groups, config, programs)
     blocks, block_size, _ = cache.shape
     arguments = {
@@ -191,6 +191,11 @@ def _config(phase: str, q: Tensor, rows: int, arch: Arch) -> LaunchConfig:
     needed = max(heads, min(config.blocks["BLOCK_COLUMNS"], heads * triton.next_power_of_2(rows)))
     blocks = {**config.blocks, "BLOCK_COLUMNS": max(needed, _MIN_COLUMNS), "BLOCK_HEADS": heads}
     return replace(config, blocks=blocks)
+
+
+def paged_programs_per_sm(config: LaunchConfig) -> int:
+    """Programs of a decode that one SM takes: of wide tiles fewer."""
+    return min(_PROGRAMS_PER_SM, _KEYS_PER_SM // config.blocks["BLOCK_KEYS"])
 
 
 def _block_heads(q: Tensor) -> int:
