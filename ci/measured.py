@@ -6,7 +6,8 @@
 A result is either a sweep of launch configurations, of which the one counts that the plugin
 launches now, or what benchmarks/kernels.py wrote. Of a case measured twice the later one counts. A
 sweep's case has its name, FLOPs and bytes, `default`, what was launched when it ran, and as rows
-the configurations: `variant`, which is "default" or blocks, warps and stages, and `us`.
+the configurations: `variant`, which is "default" or blocks, warps and stages, and `us`. Where
+Triton's version decides what is launched, the file's counts.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import re
 import sys
 from collections.abc import Hashable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dsa_kernels.arch import ARCHS
+from dsa_kernels.indexer_logits.kernel import paged_programs_per_sm
 from dsa_kernels.launch import launch_config
 from dsa_plugin.planning.forms import read_form
 from dsa_plugin.planning.measured import SHIPPED
@@ -28,6 +30,30 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 ARCH, DEVICE = ARCHS["sm90"], "H100"
 Row = dict[str, Any]
+_SWEPT_PROGRAMS = 8  # an SM, of a decode's index scores whose variant names no other
+
+
+class Former(NamedTuple):
+    """Why a result is not of the present kernel, and so no more than an estimate.
+
+    Attributes:
+        why: what was different.
+        variant: of the rows, the likest to what is launched now; "": the one of that name.
+    """
+
+    why: str
+    variant: str = ""
+
+
+# By file, and how its cases begin.
+FORMER = {
+    "h100-sweep.json": {
+        "topk": Former("searched by bits, a long row in rounds of 16K keys", "default"),
+        "masked": Former("made its mask by a histogram"),
+        "sparse decode": Former("divided rows otherwise, with another merge"),
+        "write latent": Former("a launch of latents alone", " w1 s1"),
+    },
+}
 
 
 def shipped(folder: Path = RESULTS) -> tuple[str, list[str]]:
@@ -47,7 +73,7 @@ def shipped(folder: Path = RESULTS) -> tuple[str, list[str]]:
     rows: dict[tuple[str, str], Row] = {}
     left_out: list[str] = []
     for content, name in results:
-        for row in _sweep(content, left_out) if "cases" in content else _benchmark(content):
+        for row in _sweep(content, name, left_out) if "cases" in content else _benchmark(content):
             provenance = {"date": content["date"][:10], "triton": _triton(content), "source": name}
             rows[row["op"], row["case"]] = row | provenance
     rooflines = [content["roofline"] for content, _ in results if "roofline" in content]
@@ -86,7 +112,7 @@ def _roofline(measured: dict[str, float]) -> dict[str, float]:
     return {"bandwidth": measured["bandwidth"], "flops": flops, "fp8_flops": fp8}
 
 
-def _sweep(content: dict[str, Any], left_out: list[str]) -> Iterator[Row]:
+def _sweep(content: dict[str, Any], file: str, left_out: list[str]) -> Iterator[Row]:
     """A row of each case whose present launch configuration was measured."""
     for case in content["cases"]:
         found = _case(case["case"])
@@ -94,16 +120,23 @@ def _sweep(content: dict[str, Any], left_out: list[str]) -> Iterator[Row]:
             left_out.append(f"{case['case']}: plans have no such op")
             continue
         op, name, key = found
-        launched = _tag(*key)
+        former = _former(file, case["case"])
+        launched = (former and former.variant) or _tag(*key, _triton(content))
         times = {row["variant"]: row["us"] for row in case["rows"]}
-        if case.get("default", launched) == launched:
-            us = times.get("default")
-        else:
-            us = times.get(launched)
+        ran = case.get("default", launched)
+        us = times.get("default" if ran == launched else launched)
         if us is None:
             left_out.append(f"{case['case']}: {launched or 'what is launched'} was not measured")
             continue
-        yield _row(op, name, us, case["flops"], case["bytes"]) | {"config": launched}
+        config = ran if launched == "default" else launched
+        row = _row(op, name, us, case["flops"], case["bytes"]) | {"config": config}
+        yield row | ({"former": former.why} if former else {})
+
+
+def _former(file: str, case: str) -> Former | None:
+    """Whether a case is of a kernel that is no more."""
+    begins = FORMER.get(file, {})
+    return next((former for begin, former in begins.items() if case.startswith(begin)), None)
 
 
 def _benchmark(content: dict[str, Any]) -> Iterator[Row]:
@@ -149,7 +182,7 @@ def _case(sweep: str) -> tuple[str, str, tuple[str, Hashable]] | None:
     if kind == "logits":
         stage = "decode" if which == "paged" else which
         name = f"{stage} {keys}K, {rows} rows, {heads} heads, fp8"
-        return "indexer_logits", name, ("indexer_logits", (which, 8))
+        return "indexer_logits", name, ("indexer_logits", (which, 8, 64 if heads > 32 else 32))
     if kind == "topk":
         name = f"{where}, k 2048" + ", slots" * ("slots" in words)
         return "topk_select", name, ("topk_select", "select")
@@ -159,23 +192,25 @@ def _case(sweep: str) -> tuple[str, str, tuple[str, Hashable]] | None:
             "index": ("gather_index_keys", "indexer_logits"),
         }[which]
         return op, f"{keys}K, fp8", (tuned, "gather")
-    if kind != "write":
-        return None
-    if which == "query":
-        return "cache_write", f"index query, {rows} rows, 64 heads, fp8", ("cache_write", which)
-    return f"{which}_cache_write", f"{rows} rows, fp8", ("cache_write", which)
+    if (kind, which) == ("write", "latent"):
+        return "cache_write", f"latents, {rows} rows, fp8", ("cache_write", "write")
+    return None
 
 
-def _tag(op: str, key: Hashable) -> str:
+def _tag(op: str, key: Hashable, triton: str) -> str:
     """The launch configuration of a key as a sweep calls it; "": the key is no more."""
     try:
-        config = launch_config(op, ARCH, key)
+        config = launch_config(op, ARCH, key, triton)
     except KeyError:
         return ""
     blocks = ",".join(
         f"{name.removeprefix('BLOCK_')[:3]}{size}" for name, size in config.blocks.items()
     )
-    return f"{blocks} w{config.num_warps} s{config.num_stages}"
+    tag = f"{blocks} w{config.num_warps} s{config.num_stages}"
+    if op == "indexer_logits" and isinstance(key, tuple) and key[0] == "paged":
+        programs = paged_programs_per_sm(config)
+        tag += f" p{programs}" * (programs != _SWEPT_PROGRAMS)
+    return tag
 
 
 def main() -> int:

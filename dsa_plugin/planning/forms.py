@@ -6,7 +6,7 @@ import re
 
 from dsa_plugin.planning.sizes import CacheDtype
 
-_PIECE = 16  # K keys that topk_select takes at once; longer rows take rounds
+PIECE = 8 * 1024  # columns that a program of topk_select holds, on every chip
 
 
 def sparse_mla_form(latents: CacheDtype, heads: int) -> str:
@@ -23,8 +23,11 @@ def indexer_logits_form(stage: str, keys: CacheDtype, heads: int) -> str:
 
 
 def topk_select_form(columns: float) -> str:
-    """By the columns that its launches are for, which a CUDA graph fixes."""
-    return "one piece" if columns <= _PIECE * 1024 else "rounds"
+    """By the columns that its launches are for, which a CUDA graph fixes.
+
+    A longer row's best are found among candidates that a sample suggests.
+    """
+    return "one piece" if columns <= PIECE else "sample"
 
 
 def read_form(op: str, case: str) -> tuple[str, str]:
@@ -41,6 +44,4 @@ def read_form(op: str, case: str) -> tuple[str, str]:
         return op, indexer_logits_form(stage, dtype, int(heads[1]))
     if op == "topk_select" and keys:
         return op, topk_select_form(int(keys[1]) * 1024)
-    if op == "cache_write" and "index query" in case:
-        return "index_query", dtype
     return op, dtype

@@ -33,6 +33,7 @@ class Row:
         seconds: what it took.
         device, date, triton, config, source: on what, when, with which version, launched how, in
             which file; "": not known.
+        former: how the kernel was another then; "": it is what the plugin has.
     """
 
     op: str
@@ -47,6 +48,7 @@ class Row:
     triton: str
     config: str
     source: str
+    former: str = ""
 
     @property
     def size(self) -> float:
@@ -200,4 +202,5 @@ def _row(row: dict[str, Any], content: dict[str, Any], path: Path) -> Row:
         triton=row.get("triton") or content.get("versions", {}).get("triton", ""),
         config=row.get("config", ""),
         source=row.get("source", path.name),
+        former=row.get("former", ""),
     )

@@ -130,7 +130,10 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredCase:
-    """A time that a kernel's is computed from; "": not known."""
+    """A time that a kernel's is computed from; "": not known.
+
+    `former`: how the kernel was another then; "": it was not.
+    """
 
     case: str
     us: float
@@ -139,6 +142,7 @@ class MeasuredCase:
     triton: str
     config: str
     source: str
+    former: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,6 +355,7 @@ def _kernels(d: Deployment, rates: Rates, stage: Stage) -> list[Kernel]:
 def _kernel(batch: Batch, gpu: Gpu, works: list[Work], times: list[Timed]) -> Kernel:
     seconds = sum(time.seconds for time in times)
     rows = dict.fromkeys(row for time in times for row in time.rows)
+    bases = {time.basis for time in times}
     return Kernel(
         stage=batch.stage,
         context=batch.context,
@@ -359,7 +364,7 @@ def _kernel(batch: Batch, gpu: Gpu, works: list[Work], times: list[Timed]) -> Ke
         form=works[0].form,
         us=seconds * 1e6,
         roofline_fraction=sum(work.calls * peak_seconds(gpu, work) for work in works) / seconds,
-        basis=times[0].basis,
+        basis=bases.pop() if len(bases) == 1 else "estimate",
         measured=[
             MeasuredCase(
                 case=row.case,
@@ -369,6 +374,7 @@ def _kernel(batch: Batch, gpu: Gpu, works: list[Work], times: list[Timed]) -> Ke
                 triton=row.triton,
                 config=row.config,
                 source=row.source,
+                former=row.former,
             )
             for row in rows
         ],

@@ -17,7 +17,8 @@ from dsa_plugin.planning.work import Batch, Work, attention_core, head_work, wei
 
 Basis = Literal["measured", "estimate", "roofline"]
 """measured: this op in this form on this GPU. estimate: its roofline over the share that the op
-reached where it was measured, on another GPU or in another form. roofline: it was not measured."""
+reached where it was measured, on another GPU, in another form or by a kernel that was another then.
+roofline: it was not measured."""
 
 _INTERPOLATED = (
     "Interpolated between the two cases named, by the logarithms of time and of FLOPs (of bytes, "
@@ -63,7 +64,8 @@ class Rates:
                 if not same:
                     there = replace(work, precision=rows[0].precision)
                     seconds *= peak_seconds(self.gpu, work) / peak_seconds(figures.gpu, there)
-                basis: Basis = "measured" if same else "estimate"
+                former = any(row.former for row in used)
+                basis: Basis = "measured" if same and not former else "estimate"
                 seconds = max(seconds, peak_seconds(self.gpu, work))
                 return Timed(work.calls * seconds, basis, used)
         return Timed(work.calls * self.reached_seconds(work), "roofline", ())
@@ -90,13 +92,14 @@ class Rates:
         ]
 
     def _describe(self, figures: MeasuredKernels, peaks: str) -> str:
-        ops = ", ".join(dict.fromkeys(row.op for row in figures.rows))
+        ops = ", ".join(dict.fromkeys(row.op for row in figures.rows if not row.former))
+        measured, others = f"{ops}, on {figures.provenance}", _former(figures)
         if figures.fits(self.gpu):
-            return f"measured: {ops}, on {figures.provenance}; estimate: another form of these"
+            return f"measured: {measured}; estimate: another form of these{others}"
         name = figures.gpu.name.upper()
         return (
-            f"estimate: {name}'s measured efficiency on this chip's roofline, of {peaks}: {ops}, "
-            f"measured on {figures.provenance}"
+            f"estimate: {name}'s measured efficiency on this chip's roofline, of {peaks}: "
+            f"{measured}{others}"
         )
 
     def _describe_others(self, peaks: str) -> str:
@@ -107,6 +110,12 @@ class Rates:
             f"matrix products reached {share['bytes']} of bandwidth, {share['bf16']} of bf16 and "
             f"{share['fp8']} of fp8 on {best.device}"
         )
+
+
+def _former(figures: MeasuredKernels) -> str:
+    """What was measured of kernels that changed since."""
+    changes = dict.fromkeys(f"{row.op} ({row.former})" for row in figures.rows if row.former)
+    return f", and kernels that were others then: {', '.join(changes)}" if changes else ""
 
 
 def reached(figures: MeasuredKernels) -> dict[str, float]:

@@ -89,12 +89,9 @@ class Batch:
 
 def attention_core(d: Deployment, batch: Batch, kind: Attention, *, indexer: bool) -> list[Work]:
     """What DSA replaces: attention proper and the caches' writes, indexer and selection."""
-    rows = batch.rows
-    written = LATENT_BYTES["bf16"] + LATENT_BYTES[d.kv_dtype] + 4 * d.model.qk_rope_head_dim
-    write = Work("latent_cache_write", 0, rows * written, "bf16", d.kv_dtype)
     if kind == "dense":
-        return [write, _dense(d, batch)]
-    ops = [write, *(_index_writes(d, batch) if indexer else ())]
+        return [_cache_write(d, batch, indexer=False), _dense(d, batch)]
+    ops = [_cache_write(d, batch, indexer=indexer)]
     for part in _parts(d, batch):
         if indexer:
             ops += _select(d, part)
@@ -164,15 +161,17 @@ def _parts(d: Deployment, batch: Batch) -> Iterator[Batch]:
         yield replace(batch, queries=size, context=batch.context - batch.queries + done + size)
 
 
-def _index_writes(d: Deployment, batch: Batch) -> Iterator[Work]:
-    model, rows = d.model, batch.rows
-    key = 2 * model.index_head_dim + INDEX_BYTES[d.index_dtype]
-    yield Work("index_cache_write", 0, rows * (key + 256), "bf16", d.index_dtype)
-    if _scores(d, batch):
+def _cache_write(d: Deployment, batch: Batch, *, indexer: bool) -> Work:
+    """In one launch: latents, and of an indexer its keys and queries."""
+    model, rope = d.model, 4 * d.model.qk_rope_head_dim
+    nbytes = LATENT_BYTES["bf16"] + LATENT_BYTES[d.kv_dtype] + rope
+    if indexer:
+        nbytes += 2 * model.index_head_dim + INDEX_BYTES[d.index_dtype] + rope
+    if indexer and _scores(d, batch):
         value = 2 + (1 if d.index_dtype == "fp8" else 2)
         head = model.index_head_dim * value + 6  # and its weight, read and written
-        nbytes = rows * (model.index_n_heads * head + 256)
-        yield Work("index_query", 0, nbytes, "bf16", d.index_dtype)
+        nbytes += model.index_n_heads * head + rope
+    return Work("cache_write", 0, batch.rows * nbytes, "bf16", d.kv_dtype)
 
 
 def _scores(d: Deployment, batch: Batch) -> bool:

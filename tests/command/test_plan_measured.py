@@ -126,9 +126,9 @@ def test_forms_are_not_mixed(on_h200: MeasuredKernels) -> None:
             "decode 32K, 32 rows, 64 heads, fp8",
             ("indexer_logits", "decode, fp8, 64 heads"),
         ),
-        ("topk_select", "decode 32K, 1 rows, k 2048, slots", ("topk_select", "rounds")),
+        ("topk_select", "decode 32K, 1 rows, k 2048, slots", ("topk_select", "sample")),
         ("topk_select", "prefill 8K, 512 rows, k 2048", ("topk_select", "one piece")),
-        ("cache_write", "index query, 1 rows, 64 heads, fp8", ("index_query", "fp8")),
+        ("cache_write", "index query, 1 rows, 64 heads, fp8", ("cache_write", "fp8")),
     ],
 )
 def test_cases_say_their_form(op: str, case: str, expected: tuple[str, str]) -> None:
@@ -183,8 +183,10 @@ def test_other_chips_are_estimates_by_the_same_share_of_their_roofline(gpu: Any)
             assert time.basis == ("estimate" if time.rows else "roofline")
             share = there.seconds(measured) / peak_seconds(H100, measured)
             expected = max(1, share) * peak_seconds(gpu, own) * own.calls / measured.calls
-            if own.precision == measured.precision or time.rows:
+            if time.rows:
                 assert time.seconds == pytest.approx(expected), own.op
+            else:  # what a copy and products reached: 72 to 79 %
+                assert 1.2 < time.seconds / own.calls / peak_seconds(gpu, own) < 1.45
 
 
 def test_nothing_is_faster_than_the_roofline() -> None:
@@ -220,7 +222,7 @@ def test_a_plan_says_where_its_times_are_from() -> None:
         {row.op: row for row in plan.kernels if row.stage == stage}
         for stage in ("decode", "prefill")
     )
-    assert decode["sparse_mla"].basis == prefill["sparse_mla"].basis == "measured"
+    assert decode["indexer_logits"].basis == prefill["sparse_mla"].basis == "measured"
     assert (decode["sparse_mla"].form, prefill["sparse_mla"].form) == (
         "fp8, 64 heads",
         "bf16, 64 heads",
@@ -234,9 +236,25 @@ def test_a_plan_says_where_its_times_are_from() -> None:
     assert case.triton
     assert case.config
     assert case.date
+    assert case.former == ""
+    for op in ("topk_select", "sparse_mla", "cache_write"):
+        assert decode[op].basis == "estimate"
+        assert all(case.former for case in decode[op].measured)
     # The kernels are those of the plan's own rows.
     core = [row.us for row in plan.kernels if row.stage == "decode"][:-2]
     assert sum(core) == pytest.approx(plan.decode[-1].attention_us)
+
+
+def test_a_time_of_a_former_kernel_is_an_estimate(on_h200: MeasuredKernels) -> None:
+    """As long as it was then, and no present kernel is said to have been measured."""
+    former = replace(on_h200.rows[0], former="had two launches")
+    kernels = replace(on_h200, rows=(former, on_h200.rows[1]))
+    rates = Rates(H200, (kernels,))
+    for flops, basis in ((2e9, "estimate"), (2e10, "estimate"), (2e11, "measured")):
+        time = rates.time(sparse(flops))
+        assert time.basis == basis
+        assert time.seconds == kernels.seconds(sparse(flops))[0]
+    assert "others then: sparse_mla (had two launches)" in rates.describe()[0]
 
 
 def test_what_is_shipped_is_of_the_results(script: ModuleType) -> None:
@@ -252,14 +270,14 @@ def sweep(**change: Any) -> dict[str, Any]:
         "roofline": {"bandwidth": 2e12, "bf16": 8e14, "fp8": 15e14},
         "cases": [
             {
-                "case": "write latent 1r",
-                "default": " w4 s1",
+                "case": "gather latent 32K",
+                "default": "TOK16 w4 s1",
                 "flops": 0,
                 "bytes": 2000,
                 "rows": [
                     {"variant": "default", "us": 3.0},
-                    {"variant": " w1 s1", "us": 2.0},
-                    {"variant": " w2 s1", "us": 1.0},
+                    {"variant": "TOK8 w4 s1", "us": 2.0},
+                    {"variant": "TOK4 w4 s1", "us": 1.0},
                 ],
             }
         ],
@@ -278,7 +296,12 @@ def test_of_a_sweep_counts_what_is_launched(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither its best, nor what was launched then."""
-    for launched, expected in ((" w1 s1", 2.0), (" w4 s1", 3.0), (" w8 s1", None), ("", None)):
+    for launched, expected in (
+        ("TOK8 w4 s1", 2.0),
+        ("TOK16 w4 s1", 3.0),
+        ("TOK16 w8 s1", None),
+        ("", None),
+    ):
         monkeypatch.setattr(script, "_tag", lambda *_, tag=launched: tag)
         rows, left_out = rows_of(script, tmp_path, sweep())
         assert [row["us"] for row in rows] == ([] if expected is None else [expected])
@@ -290,6 +313,46 @@ def test_of_a_sweep_counts_what_is_launched(
     assert left_out == ["dream 1r: plans have no such op"]
 
 
+def test_what_is_launched_is_by_the_results_triton(script: ModuleType, tmp_path: Path) -> None:
+    """Whatever is installed; of a decode's index scores, with how many programs."""
+    rows = [
+        {"variant": variant, "us": us}
+        for us, variant in enumerate(("default", "H64,K64 w8 s2", "H32,K32 w8 s3"), start=1)
+    ]
+    sizes = {"flops": 1, "bytes": 1, "default": "another"}
+    case = {"case": "sparse decode 1r 32K h128 fp8", "rows": rows, **sizes}
+    for triton, expected in (("3.6.0", 2), ("3.9.1", 3)):
+        [row], _ = rows_of(script, tmp_path, sweep(cases=[case], triton=triton))
+        assert row["us"] == expected
+    names = ("KEY128,COL128 w4 s3", "KEY128,COL128 w4 s3 p4")
+    rows = [{"variant": name, "us": us} for us, name in enumerate(names, start=1)]
+    case = {"case": "logits paged 1r 128K h64", "rows": rows, **sizes}
+    [row], _ = rows_of(script, tmp_path, sweep(cases=[case]))
+    assert (row["us"], row["config"]) == (2, names[1])
+
+
+def test_a_former_kernels_rows_say_so(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In that file alone: a later one is of the present kernel."""
+    for variant, us, config in (
+        ("default", 3.0, "TOK16 w4 s1"),
+        ("TOK4 w4 s1", 1.0, "TOK4 w4 s1"),
+        ("", 3.0, "TOK16 w4 s1"),
+    ):
+        former = {"0.json": {"gather latent": script.Former("why", variant)}}
+        monkeypatch.setattr(script, "FORMER", former)
+        [row], _ = rows_of(script, tmp_path, sweep())
+        assert (row["us"], row["config"], row["former"]) == (us, config, "why")
+    [row], _ = rows_of(script, tmp_path, sweep(), sweep(date="2026-11-28"))
+    assert "former" not in row
+
+
+def test_every_former_kernel_was_measured(script: ModuleType) -> None:
+    said = {row.former for row in ON_H100.rows} - {""}
+    assert said == {former.why for cases in script.FORMER.values() for former in cases.values()}
+
+
 def test_later_results_replace_earlier_ones(script: ModuleType, tmp_path: Path) -> None:
     later = {
         "kernels": {
@@ -299,8 +362,8 @@ def test_later_results_replace_earlier_ones(script: ModuleType, tmp_path: Path) 
             "roofline": {"bandwidth": 1e12, "flops": 7e14},
             "rows": [
                 {
-                    "op": "latent_cache_write",
-                    "case": "latent_cache_write 1 rows, fp8",
+                    "op": "gather_latents",
+                    "case": "gather_latents 32K, fp8",
                     "us": 9.0,
                     "flops": 0,
                     "bytes": 1,

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from dsa_kernels.arch import ARCHS
+from dsa_kernels.launch import launch_config
 from dsa_kernels.sparse_mla import api
 from dsa_plugin.attention.metadata import split_prefill
 from dsa_plugin.planning.cost import (
@@ -20,6 +22,7 @@ from dsa_plugin.planning.cost import (
     prefill_dollars,
     published_estimate,
 )
+from dsa_plugin.planning.forms import PIECE
 from dsa_plugin.planning.gpus import find_gpu
 from dsa_plugin.planning.model import ModelShape
 from dsa_plugin.planning.plan import Layout, make_plan
@@ -183,11 +186,30 @@ def test_rows_select_no_more_than_they_see() -> None:
 def test_nothing_is_scored_where_everything_is_selected() -> None:
     for context, scores in ((V32.index_topk, False), (V32.index_topk + 1, True)):
         us = microseconds(Batch("prefill", 1, 8, context))
-        assert ("indexer_logits" in us) == ("index_query" in us) == ("topk_select" in us) == scores
-        assert "index_cache_write" in us
+        assert ("indexer_logits" in us) == ("topk_select" in us) == scores
     # A decode's CUDA graph is that of the longest context.
     assert "indexer_logits" in microseconds(Batch("decode", 8, 1, 1024))
     assert "indexer_logits" not in microseconds(Batch("decode", 8, 1, 1024), context=2048)
+
+
+def test_a_layer_writes_in_one_launch() -> None:
+    """Index keys always, their queries where something is scored."""
+
+    def written(context: int, *, indexer: bool) -> float:
+        ops = attention_core(deployment(), Batch("prefill", 1, 8, context), "dsa", indexer=indexer)
+        [write] = [work for work in ops if "write" in work.op]
+        assert (write.op, write.calls) == ("cache_write", 1)
+        return write.bytes / 8
+
+    topk, latents, keys = V32.index_topk, 1152 + 656 + 256, 256 + 132 + 256
+    assert written(topk, indexer=False) == written(topk + 1, indexer=False) == latents
+    assert written(topk, indexer=True) == latents + keys
+    assert written(topk + 1, indexer=True) == latents + keys + 64 * (128 * 3 + 6) + 256
+
+
+def test_a_piece_is_what_topk_select_holds() -> None:
+    for arch in ARCHS.values():
+        assert launch_config("topk_select", arch, "select").blocks["BLOCK"] == PIECE
 
 
 def test_shared_layers_do_not_index() -> None:
@@ -198,8 +220,10 @@ def test_shared_layers_do_not_index() -> None:
     )
     us = microseconds(batch, model=GLM_5)
     assert full * 1e6 == pytest.approx(sum(us.values()))
-    indexing = sum(us.values()) - us["sparse_mla"] - us["latent_cache_write"]
-    assert shared * 1e6 == pytest.approx(sum(us.values()) - 57 / 78 * indexing)
+    core = attention_core(deployment(GLM_5), batch, "dsa", indexer=False)
+    without = 1e6 * sum(map(rates.seconds, core))
+    assert [work.op for work in core] == ["cache_write", "sparse_mla"]
+    assert shared * 1e6 == pytest.approx((21 * sum(us.values()) + 57 * without) / 78)
 
 
 def test_experts_are_read_as_often_as_they_are_met() -> None:
