@@ -180,6 +180,7 @@ def test_only_the_first_axis_grows_with_the_rows(arch: Arch) -> None:
     from dsa_kernels.sparse_mla import gather_kernel as gather_latents
     from dsa_kernels.sparse_mla import masked_kernel
     from dsa_kernels.topk_select import kernel as topk
+    from dsa_kernels.topk_select import slots_kernel as topk_slots
 
     def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -192,7 +193,7 @@ def test_only_the_first_axis_grows_with_the_rows(arch: Arch) -> None:
     q, k, index_q = meta(rows, 128, 192), meta(128, 8192, 192), meta(rows, 64, 128)
     rms, layer = Norm(meta(512), 1e-6), Norm(meta(128), 1e-6, meta(128))
     rope = Rope(meta(4096, 64), interleaved=True)
-    pages = topk.Pages(table, ids, 64, meta(rows, 2048, dtype=torch.int64))
+    pages = topk_slots.Pages(table, ids, 64, meta(rows, 2048, dtype=torch.int64))
     launches = {
         "latents": cache_write.launches(
             [cache_write.latent_job(meta(rows, 576), rms, rope, slots, latents, slots)], arch
@@ -212,7 +213,7 @@ def test_only_the_first_axis_grows_with_the_rows(arch: Arch) -> None:
         ),
         "gathered keys": gather_keys.launches(keys, table[0], meta(rows, 128), None, arch),
         "selection": topk.launches(logits, 2048, None, ids, indices, arch, pages),
-        "slots": topk.slots_launches(indices, table, ids, 64, pages.slots, arch),
+        "slots": topk_slots.launches(indices, table, ids, 64, pages.slots, arch),
         "attention": sparse_mla_launches(rows, 128, 2048, arch),
         "masked attention": masked_kernel.launches(
             q, k, k[..., :128], indices, 1.0, q[..., :128], arch

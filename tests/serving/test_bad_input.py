@@ -259,7 +259,7 @@ ARGUMENTS: dict[str, list[tuple[Sequence[str], str]]] = {
         (["--enable-hisparse"], "--enable-hisparse: "),
         (["--json-model-override-args", '{"index_topk": 0}'], "index_topk is 0; allowed: an"),
         (["--enable-deterministic-inference"], "--enable-deterministic-inference: how attention"),
-        (["--rl-on-policy-target", "fsdp"], "--rl-on-policy-target: it wants deterministic"),
+        (["--rl-on-policy-target", "fsdp"], "--rl-on-policy-target fsdp: it wants"),
         (["--enable-two-batch-overlap"], "--enable-two-batch-overlap: "),
         (["--enable-torch-compile"], "--enable-torch-compile: the plugin's attention is not"),
         (["--enable-lora", "--max-lora-rank", "8"], "--enable-lora: adapters of kv_b_proj"),

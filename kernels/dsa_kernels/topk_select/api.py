@@ -133,10 +133,10 @@ def topk_slots(
     check_devices("topk_indices", topk_indices, block_table=block_table, request_ids=request_ids)
     if not use_triton(topk_indices.device):
         return reference.topk_slots(topk_indices, block_table, request_ids, block_size)
-    from dsa_kernels.topk_select import kernel
+    from dsa_kernels.topk_select import slots_kernel
 
     slots = torch.empty(topk_indices.shape, dtype=torch.int64, device=topk_indices.device)
-    kernel.topk_slots(topk_indices, block_table, request_ids, block_size, slots)
+    slots_kernel.topk_slots(topk_indices, block_table, request_ids, block_size, slots)
     return slots
 
 
