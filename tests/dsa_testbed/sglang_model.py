@@ -65,7 +65,7 @@ def load(args: list[str]) -> Any:
     )
     one_batch.publish(server_args, role="scheduler", ranks=ranks)
     one_batch._init_process_global_configs()
-    loaded, _ = one_batch.load_model(server_args, ports, 0, 0)
+    loaded: Any = one_batch.load_model(server_args, ports, 0, 0)[0]
     return loaded.torch_runner
 
 
