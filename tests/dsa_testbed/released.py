@@ -68,7 +68,9 @@ def write_config(folder: Path, model_type: str, weights: str) -> Path:
     }
     if "indexer_types" in small:
         config["indexer_types"] = list(checkpoint.indexer_types)
-    config |= {"n_group": 8, "topk_group": 4} if model_type == "deepseek_v32" else {}
+    if model_type == "deepseek_v32":
+        rope = {**small["rope_scaling"], "original_max_position_embeddings": 4096}
+        config |= {"n_group": 8, "topk_group": 4, "rope_scaling": rope}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     tokenizer.save(folder, small_models.VOCAB_SIZE, checkpoint.max_position_embeddings)

@@ -191,7 +191,8 @@ time.sleep(20)
 """
 
 
-def test_inputs_are_made_when_a_case_has_its_turn() -> None:
+def test_inputs_are_made_when_a_case_has_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "kernels", raising=False)  # transformers imports that name too
     kernels, case = import_module("kernels"), import_module("benchmark_case")
     nowhere = case.Scale(torch.device("cuda:63"), False, import_module("peers").Peers(()))
     cases = sorted((each for op in kernels.OPS for each in op(nowhere)), key=lambda one: one.order)
@@ -202,7 +203,10 @@ def test_inputs_are_made_when_a_case_has_its_turn() -> None:
         cases[0].make()
 
 
-def test_scores_are_products_of_fp8_where_the_chip_has_them() -> None:
+def test_scores_are_products_of_fp8_where_the_chip_has_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(sys.modules, "kernels", raising=False)
     kernels, scale = import_module("kernels"), Mock(tiny=True, copies=lambda _: 1)
     products = [each for op in kernels.OPS for each in op(scale) if each.flops]
     for fp8_flops, of_scores in ((4.0, 4.0), (None, 2.0)):
