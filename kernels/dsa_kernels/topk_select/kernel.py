@@ -37,7 +37,7 @@ from dsa_kernels.topk_select.device import (
     write_best,
     write_equals,
 )
-from dsa_kernels.topk_select.slots_kernel import Pages
+from dsa_kernels.topk_select.slots_kernel import Pages, config_of_rows
 from dsa_kernels.tuning import LaunchConfig
 
 
@@ -112,7 +112,7 @@ def launches(
         **(pages.arguments() if pages else _NO_PAGES),
     }
     if columns <= launch_config("topk_select", arch, "select").blocks["BLOCK"]:
-        config = _config(columns, arch)
+        config = config_of_rows("select", columns, arch)
         grid = (triton.cdiv(rows, config.blocks["BLOCK_ROWS"]),)
         return [Launch(_select, grid, arguments | results, config)]
 
@@ -149,18 +149,6 @@ def compile_cases(arch: Arch) -> Iterator[tuple[str, Launch]]:
         pages = Pages(meta(8, 2048), meta(8), 64, meta(8, k, dtype=torch.int64))
         *_, launch = launches(logits, k, None, meta(8), meta(8, k), arch, pages)
         yield f"{launch.kernel.__name__.strip('_')} {size} slots", launch
-
-
-def _config(columns: int, arch: Arch) -> LaunchConfig:
-    """The table's entry, its block cut to the row's length.
-
-    A program takes several short rows, in half a block: each row's counts need registers, too.
-    """
-    config = launch_config("topk_select", arch, "select")
-    block = config.blocks["BLOCK"]
-    width = min(block, triton.next_power_of_2(max(columns, 1)))
-    blocks = {"BLOCK_ROWS": max(1, block // 2 // width), "BLOCK_COLUMNS": width}
-    return replace(config, blocks=blocks)
 
 
 def _long_config(kernel: str, k: int, arch: Arch) -> LaunchConfig:

@@ -17,6 +17,7 @@ from torch import Tensor
 from dsa_kernels.arch import Arch, arch_of
 from dsa_kernels.launch import Launch, launch_config, strides
 from dsa_kernels.topk_select.device import find_slot
+from dsa_kernels.tuning import LaunchConfig
 
 
 def topk_slots(
@@ -60,11 +61,8 @@ def launches(
     rows, k = topk_indices.shape
     if out.numel() == 0:
         return []
-    config = launch_config("topk_select", arch, "slots")
-    block = config.blocks["BLOCK"]
-    width = min(block, triton.next_power_of_2(k))
-    # A program takes several short rows, in half a block.
-    blocks = {"BLOCK_ROWS": max(1, block // 2 // width), "BLOCK_COLUMNS": width}
+    config = config_of_rows("slots", k, arch)
+    blocks = config.blocks
     arguments = {
         "topk_indices": topk_indices,
         "num_rows": rows,
@@ -73,7 +71,19 @@ def launches(
         **Pages(block_table, request_ids, block_size, out).arguments(),
     }
     grid = (triton.cdiv(rows, blocks["BLOCK_ROWS"]), triton.cdiv(k, blocks["BLOCK_COLUMNS"]))
-    return [Launch(_find_slots, grid, arguments, replace(config, blocks=blocks))]
+    return [Launch(_find_slots, grid, arguments, config)]
+
+
+def config_of_rows(shape_key: str, columns: int, arch: Arch) -> LaunchConfig:
+    """The table's entry, its block cut to the rows' length.
+
+    A program takes several short rows, in half a block: each row's counts need registers, too.
+    """
+    config = launch_config("topk_select", arch, shape_key)
+    block = config.blocks["BLOCK"]
+    width = min(block, triton.next_power_of_2(max(columns, 1)))
+    blocks = {"BLOCK_ROWS": max(1, block // 2 // width), "BLOCK_COLUMNS": width}
+    return replace(config, blocks=blocks)
 
 
 def compile_cases(arch: Arch) -> Iterator[tuple[str, Launch]]:

@@ -7,7 +7,7 @@ versions of Triton make different code of a kernel, a chip's BY_TRITON has what 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 
@@ -59,6 +59,13 @@ class Source:
 
 # Not measured: registers, spills and shared memory of the compiled kernel chose it.
 COMPILED = Source("docs/compile_matrix.md")
+
+H100_SWEEP = Source(
+    "benchmarks/results/h100-sweep.json", gpu="NVIDIA H100 80GB HBM3", triton="3.6.0"
+)
+# Of chips that multiply by mma.sync, as an H100 does for tiles of up to 32 heads. Its warps share
+# the latents of a step, eight each, so a BLOCK_K of less than eight a warp repeats products.
+INFERRED = replace(H100_SWEEP, inferred=True)
 
 # By op and shape key.
 Configs: TypeAlias = Mapping[str, Mapping[Hashable, LaunchConfig]]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dsa_kernels.tuning import COMPILED, Changes, ChangesByTriton, Source
+from dsa_kernels.tuning import COMPILED, H100_SWEEP, Changes, ChangesByTriton
 from dsa_kernels.tuning import LaunchConfig as Config
-
-SWEEP = Source("benchmarks/results/h100-sweep.json", gpu="NVIDIA H100 80GB HBM3", triton="3.6.0")
 
 CHANGES: Changes = {
     "indexer_logits": {
         # 512 rows at 128K: 1,187 -> 1,151 us. 32 requests at 32K: 71.5 -> 59.2.
-        ("prefill", 8, 64): (Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 256}, 8, 3), SWEEP),
-        ("paged", 8, 64): (Config({"BLOCK_KEYS": 128, "BLOCK_COLUMNS": 128}, 4, 3), SWEEP),
+        ("prefill", 8, 64): (Config({"BLOCK_KEYS": 64, "BLOCK_COLUMNS": 256}, 8, 3), H100_SWEEP),
+        ("paged", 8, 64): (Config({"BLOCK_KEYS": 128, "BLOCK_COLUMNS": 128}, 4, 3), H100_SWEEP),
     },
     "sparse_mla": {
         ("float", 16): (Config({"BLOCK_H": 16, "BLOCK_K": 64}, 4, 2), COMPILED),
@@ -28,11 +26,11 @@ BY_TRITON: ChangesByTriton = {
     "3.6": {
         "sparse_mla": {
             # 1024 rows, 128 heads: 168 -> 236 TF; decode of 32 rows 117 -> 123 us, of one 15 -> 17.
-            ("float", 64): (Config({"BLOCK_H": 64, "BLOCK_K": 64}, 8, 2), SWEEP),
+            ("float", 64): (Config({"BLOCK_H": 64, "BLOCK_K": 64}, 8, 2), H100_SWEEP),
             # Decode, 128 heads: 128 rows 1183 -> 843 us, 32 302 -> 215, 8 94 -> 72, one 20 -> 17.
-            ("fp8", 32): (Config({"BLOCK_H": 32, "BLOCK_K": 64}, 8, 3), SWEEP),
+            ("fp8", 32): (Config({"BLOCK_H": 32, "BLOCK_K": 64}, 8, 3), H100_SWEEP),
             # The same: 1183 -> 414 us, 302 -> 128, 94 -> 48, 20 -> 17.
-            ("fp8", 64): (Config({"BLOCK_H": 64, "BLOCK_K": 64}, 8, 2), SWEEP),
+            ("fp8", 64): (Config({"BLOCK_H": 64, "BLOCK_K": 64}, 8, 2), H100_SWEEP),
         },
     },
 }
