@@ -60,23 +60,18 @@ def document(releases: dict[HostName, Switches]) -> str:
         HEAD,
         "| | all | served | by value | refused | no concern |\n|---|---|---|---|---|---|\n",
     ]
+    said: dict[HostName, Features] = {host: features_of(host) for host in releases}
     for host, release in releases.items():
-        features = features_of(host)
         kinds = (
-            ("flags", features.flags, release.flags),
-            (
-                "variables",
-                features.variables,
-                release.variables,
-            ),
+            ("flags", said[host].flags, release.flags),
+            ("variables", said[host].variables, release.variables),
         )
         for kind, listed, switches in kinds:
             found = counts(listed, switches)
             cells = [found[c] for c in ("served", "by value", "refused", "no_concern")]
             title = f"{TITLES[host]} {release.version.split('+')[0]}, {kind}"
             parts.append(f"| {title} | {sum(cells)} | {' | '.join(map(str, cells))} |\n")
-    for host in releases:
-        features = features_of(host)
+    for host, features in said.items():
         for kind, listed in (("flags", features.flags), ("variables", features.variables)):
             parts.append(f"\n## {TITLES[host]}'s {kind}\n")
             parts += [_class(listed, classed) for classed in get_args(Class)]

@@ -31,6 +31,11 @@ class MLAWeights:
     w_uk: Tensor
     w_uv: Tensor
 
+    def reload(self, w_uk: Tensor, w_uv: Tensor) -> None:
+        """Take weights loaded anew, where the old ones lie: captured graphs read them there."""
+        self.w_uk.copy_(w_uk)
+        self.w_uv.copy_(w_uv)
+
 
 @dataclass(frozen=True)
 class Indexer:

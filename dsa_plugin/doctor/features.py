@@ -49,10 +49,6 @@ class Features:
     variables: tuple[Feature, ...]
     releases: Mapping[str, SpecifierSet]
 
-    def of(self, name: str) -> list[Feature]:
-        """What is said of a switch: one entry, one a value, or none."""
-        return [f for f in (*self.flags, *self.variables) if f.name == name]
-
 
 def load_features(host: HostName, refused: Mapping[str, str]) -> Features:
     """Read a host's list.

@@ -93,18 +93,14 @@ class DSAAttention(DeepseekV2AttentionMLA):
     mla: attention.MLAWeights | None = None
 
     def read_weights(self) -> None:
-        """Take the absorbed weights that the host made of kv_b_proj.
-
-        After the first load they stay where they are: captured graphs hold their addresses.
-        """
+        """Take the absorbed weights that the host made of kv_b_proj, after each load of weights."""
         assert self.w_kc is not None
         assert self.w_vc is not None
         assert self.rotary_emb is not None
         dtype = self.kv_a_layernorm.weight.dtype
         w_uk, w_uv = (self._unquantised(weight, dtype) for weight in (self.w_kc, self.w_vc))
         if self.mla is not None:
-            self.mla.w_uk.copy_(w_uk)
-            self.mla.w_uv.copy_(w_uv)
+            self.mla.reload(w_uk, w_uv)
             return
         self.mla = attention.MLAWeights(
             softmax_scale=self.scaling,

@@ -6,10 +6,26 @@ where SGLang fills in what nobody asked for.
 
 from __future__ import annotations
 
+from typing import Any
+
 from dsa_plugin.hosts.refusal import Refused
 
 _COPIES = "SGLang copies caches by kernels of its GPU builds, which were not run with the plugin"
 _SPLITS = "how attention splits a row's sum depends on the batch"
+
+
+def _own_kernel(name: str, *, unset: Any = None, example: str = "") -> Refused:
+    """A choice among SGLang's own kernels; `unset`: its value where nobody asked."""
+    return Refused(
+        name,
+        "it chooses among SGLang's own kernels",
+        f"given.{name[2:].replace('-', '_')}",
+        served=(None, unset),
+        example=example,
+        instead="drop the flag, or set DSA_PLUGIN=off to use them",
+    )
+
+
 REFUSED = (
     Refused(
         "--dcp-size",
@@ -284,60 +300,13 @@ REFUSED = (
         "given.speculative_draft_kv_cache_dtype",
         example="fp8_e4m3",
     ),
-    Refused(
-        "--dsa-prefill-backend",
-        "it chooses among SGLang's own kernels",
-        "given.dsa_prefill_backend",
-        served=(None,),
-        example="fa3",
-        instead="drop the flag, or set DSA_PLUGIN=off to use them",
-    ),
-    Refused(
-        "--dsa-decode-backend",
-        "it chooses among SGLang's own kernels",
-        "given.dsa_decode_backend",
-        served=(None,),
-        example="fa3",
-        instead="drop the flag, or set DSA_PLUGIN=off to use them",
-    ),
-    Refused(
-        "--dsa-topk-backend",
-        "it chooses among SGLang's own kernels",
-        "given.dsa_topk_backend",
-        served=(None, "sgl-kernel"),
-        example="torch",
-        instead="drop the flag, or set DSA_PLUGIN=off to use them",
-    ),
-    Refused(
-        "--dsa-paged-mqa-logits-backend",
-        "it chooses among SGLang's own kernels",
-        "given.dsa_paged_mqa_logits_backend",
-        served=(None, "auto"),
-        example="deepgemm",
-        instead="drop the flag, or set DSA_PLUGIN=off to use them",
-    ),
-    Refused(
-        "--speculative-dsa-topk-backend",
-        "it chooses among SGLang's own kernels",
-        "given.speculative_dsa_topk_backend",
-        served=(None, "sgl-kernel"),
-        example="torch",
-        instead="drop the flag, or set DSA_PLUGIN=off to use them",
-    ),
-    Refused(
-        "--dsa-triton-union",
-        "it chooses among SGLang's own kernels",
-        "given.dsa_triton_union",
-        served=(None, 0),
-        example="2",
-        instead="drop the flag, or set DSA_PLUGIN=off to use them",
-    ),
-    Refused(
-        "--enable-dsa-fused-indexer",
-        "it chooses among SGLang's own kernels",
-        "given.enable_dsa_fused_indexer",
-        instead="drop the flag, or set DSA_PLUGIN=off to use them",
-    ),
+    _own_kernel("--dsa-prefill-backend", example="fa3"),
+    _own_kernel("--dsa-decode-backend", example="fa3"),
+    _own_kernel("--dsa-topk-backend", unset="sgl-kernel", example="torch"),
+    _own_kernel("--dsa-paged-mqa-logits-backend", unset="auto", example="deepgemm"),
+    _own_kernel("--speculative-dsa-topk-backend", unset="sgl-kernel", example="torch"),
+    _own_kernel("--dsa-triton-union", unset=0, example="2"),
+    _own_kernel("--enable-dsa-fused-indexer", unset=False),
     Refused(
         "SGLANG_ENABLE_DETERMINISTIC_INFERENCE",
         _SPLITS,

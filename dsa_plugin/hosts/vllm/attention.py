@@ -145,16 +145,12 @@ class DSAAttention(CacheLayer):
         keep_weight_readable(self.kv_b_proj)
 
     def process_weights_after_loading(self, act_dtype: torch.dtype) -> attention.MLAWeights:
-        """Split kv_b_proj into W_UK and W_UV for the absorbed form.
-
-        After the weights were loaded anew, into the same memory: captured graphs read it there.
-        """
+        """Split kv_b_proj into W_UK and W_UV for the absorbed form, after each load of weights."""
         weight = get_and_maybe_dequant_weights(self.kv_b_proj, out_dtype=act_dtype)
         heads = weight.view(self.num_heads, self.qk_nope_head_dim + self.v_head_dim, -1)
         w_uk, w_uv = heads.split([self.qk_nope_head_dim, self.v_head_dim], dim=1)
         if self.mla is not None:
-            self.mla.w_uk.copy_(w_uk)
-            self.mla.w_uv.copy_(w_uv.transpose(1, 2))
+            self.mla.reload(w_uk, w_uv.transpose(1, 2))
             return self.mla
         self.mla = attention.MLAWeights(
             softmax_scale=self.softmax_scale,

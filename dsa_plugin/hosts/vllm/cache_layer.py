@@ -19,6 +19,7 @@ class CacheLayer(nn.Module, AttentionLayerBase):
     Attributes:
         kv_cache: as the host hands it out, a strided view into its buffer; connectors expect
             its shape: [num_blocks, 1, block_size, head_size] since 0.30, without the 1 before.
+        pages: the same as [num_blocks, block_size, head_size].
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class CacheLayer(nn.Module, AttentionLayerBase):
         self.dtype = dtype
         self.block_size = block_size
         self.index_keys = index_keys
-        self.kv_cache = torch.tensor([])
+        self.kv_cache = self.pages = torch.tensor([])
         layers = get_current_vllm_config().compilation_config.static_forward_context
         if prefix in layers:
             raise ValueError(f"Duplicate layer name: {prefix}")
@@ -44,11 +45,7 @@ class CacheLayer(nn.Module, AttentionLayerBase):
 
     def bind_kv_cache(self, kv_cache: Tensor) -> None:
         self.kv_cache = kv_cache
-
-    @property
-    def pages(self) -> Tensor:
-        """[num_blocks, block_size, head_size]."""
-        return self.kv_cache.squeeze(1) if self.kv_cache.ndim == 4 else self.kv_cache
+        self.pages = kv_cache.squeeze(1) if kv_cache.ndim == 4 else kv_cache
 
     def get_attn_backend(self) -> type[DSABackend]:
         return DSABackend
