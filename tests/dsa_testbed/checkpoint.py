@@ -4,11 +4,12 @@
 """
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from dsa_testbed import small_models, tokenizer, weights
 from dsa_testbed.cache import cache_root, digest, staged_directory
@@ -59,6 +60,20 @@ def write(spec: SmallModel, directory: Path) -> None:
     for file, content in (("config.json", config), ("generation_config.json", generation)):
         (directory / file).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     tokenizer.save(directory, config["vocab_size"], config["max_position_embeddings"])
+
+
+def with_fp8_keys(model: Path, folder: Path) -> tuple[Path, Path]:
+    """A copy whose indexers' wk are stored in fp8, alone of its weights; and what it means."""
+    copies = [Path(shutil.copytree(model, folder / name)) for name in ("stored", "meant")]
+    stored = load_file(model / "model.safetensors")
+    meant = dict(stored)
+    for name in [name for name in stored if name.endswith(".indexer.wk.weight")]:
+        stored[name], scale = weights.quantise_blocks(stored[name])
+        stored[f"{name}_scale_inv"] = scale
+        meant[name] = weights.dequantise_blocks(stored[name], scale)
+    for copy, tensors in zip(copies, (stored, meant), strict=True):
+        save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    return copies[0], copies[1]
 
 
 def load_config(checkpoint: Path) -> small_models.Config:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,7 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-_TESTS = Path(__file__).resolve().parents[1]
+from dsa_testbed.child import ask_child
+
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -51,23 +51,14 @@ def in_engine(
     Raises:
         RuntimeError: the engine did not start or the work failed; the message is its last output.
     """
-    search = os.pathsep.join(filter(None, [str(_TESTS), os.environ.get("PYTHONPATH")]))
     request = {
         "work": work.__name__,
         "engine": {**_ENGINE, "model": str(model), **(engine or {})},
         "arguments": arguments,
     }
-    done = subprocess.run(
-        [sys.executable, "-P", __file__],
-        input=json.dumps(request),
-        env={**_ENVIRONMENT, **os.environ, **(env or {}), "PYTHONPATH": search},
-        capture_output=True,
-        text=True,
-        check=False,
+    return ask_child(
+        [sys.executable, "-P", __file__], request, {**_ENVIRONMENT, **os.environ, **(env or {})}
     )
-    if done.returncode:
-        raise RuntimeError((done.stdout + done.stderr)[-6000:])
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def generate(start: Start, prompts: list[Tokens], max_tokens: int, **options: Any) -> list[Tokens]:

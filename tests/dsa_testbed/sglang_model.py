@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+
+from dsa_testbed.child import ask_child
 
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 _FLAGS = [
@@ -31,20 +32,15 @@ def with_model(work: str, model: Path, *flags: str, **arguments: Any) -> Any:
     """
     from dsa_testbed.sglang_server import sglang_python
 
-    tests = str(Path(__file__).resolve().parents[1])
-    search = os.pathsep.join(filter(None, [tests, os.environ.get("PYTHONPATH")]))
-    args = ["--model-path", str(model), *_FLAGS, *flags]
-    done = subprocess.run(
+    return ask_child(
         [str(sglang_python()), "-m", "dsa_testbed.sglang_model"],
-        input=json.dumps({"work": work, "args": args, "arguments": arguments}),
-        env={**_ENVIRONMENT, **os.environ, "PYTHONPATH": search},
-        capture_output=True,
-        text=True,
-        check=False,
+        {
+            "work": work,
+            "args": ["--model-path", str(model), *_FLAGS, *flags],
+            "arguments": arguments,
+        },
+        {**_ENVIRONMENT, **os.environ},
     )
-    if done.returncode:
-        raise RuntimeError((done.stdout + done.stderr)[-6000:])
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def load(args: list[str]) -> Any:

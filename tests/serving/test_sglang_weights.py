@@ -1,6 +1,5 @@
 """What SGLang's loader and its users' weight updates make of the indexers' weights."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dsa_testbed.checkpoint import build, make_checkpoint
+from dsa_testbed.checkpoint import build, make_checkpoint, with_fp8_keys
 from dsa_testbed.hosts import HOSTS
 from dsa_testbed.oracle import oracle_generate
 from dsa_testbed.prompts import text_tokens
@@ -141,20 +140,6 @@ def test_a_drafts_indexer(tmp_path: Path) -> None:
     prefix = "model.decoder.self_attn.indexer."
     assert torch.equal(loaded[f"{prefix}wk_weights_proj.weight"], expected)
     assert len(loaded) == 4
-
-
-def with_fp8_keys(model: Path, folder: Path) -> tuple[Path, Path]:
-    """A copy whose indexers' wk are stored in fp8, alone of its weights; and what it means."""
-    copies = [Path(shutil.copytree(model, folder / name)) for name in ("stored", "meant")]
-    stored = load_file(model / "model.safetensors")
-    meant = dict(stored)
-    for name in [name for name in stored if name.endswith(".indexer.wk.weight")]:
-        stored[name], scale = quantise_blocks(stored[name])
-        stored[f"{name}_scale_inv"] = scale
-        meant[name] = dequantise_blocks(stored[name], scale)
-    for copy, weights in zip(copies, (stored, meant), strict=True):
-        save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    return copies[0], copies[1]
 
 
 def test_weights_reloaded_while_serving(tmp_path: Path) -> None:

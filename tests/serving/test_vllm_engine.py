@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dsa_testbed.checkpoint import build, load_config, make_checkpoint
+from dsa_testbed.checkpoint import build, load_config, make_checkpoint, with_fp8_keys
 from dsa_testbed.engine import (
     generate,
     generate_after_reload,
@@ -25,7 +25,6 @@ from dsa_testbed.engine import (
 from dsa_testbed.oracle import oracle_generate
 from dsa_testbed.prompts import text_tokens
 from dsa_testbed.small_models import small_model
-from dsa_testbed.weights import dequantise_blocks, quantise_blocks
 
 pytestmark = pytest.mark.serving
 
@@ -59,20 +58,7 @@ def test_a_context_longer_than_the_config_says() -> None:
 
 @pytest.fixture
 def fp8_key_projection(tmp_path: Path) -> tuple[Path, Path]:
-    """A model whose indexers' wk are stored in fp8, alone of its weights; and what they mean."""
-    stored, meant = (
-        Path(shutil.copytree(make_checkpoint("v32"), tmp_path / name))
-        for name in ("stored", "meant")
-    )
-    tensors = load_file(stored / "model.safetensors")
-    dequantised = dict(tensors)
-    for name in [name for name in tensors if name.endswith(".indexer.wk.weight")]:
-        tensors[name], scale = quantise_blocks(tensors[name])
-        tensors[f"{name}_scale_inv"] = scale
-        dequantised[name] = dequantise_blocks(tensors[name], scale)
-    for model, weights in ((stored, tensors), (meant, dequantised)):
-        save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    return stored, meant
+    return with_fp8_keys(make_checkpoint("v32"), tmp_path)
 
 
 def test_fp8_key_projection(fp8_key_projection: tuple[Path, Path]) -> None:
