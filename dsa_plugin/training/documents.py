@@ -1,17 +1,14 @@
 """Seeded documents that teach retrieval: prose with facts strewn in, and questions about them."""
 
-import math
-import re
 from bisect import bisect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from itertools import accumulate
 
 from dsa_plugin.training.draws import Draws
-from dsa_plugin.training.facts import KINDS, MAKERS, Item, Source
-from dsa_plugin.training.lexicon import ADJECTIVES, NOUNS, held_out_key
-from dsa_plugin.training.prose import Sentence, prose_tokens, sentences
+from dsa_plugin.training.facts import KINDS, MAKERS, Item, Source, fact_tokens, question_text
+from dsa_plugin.training.keys import Keys
+from dsa_plugin.training.prose import ProseReader
 
 # Of the items that a document begins, the share that is never asked.
 UNASKED = 0.2
@@ -19,10 +16,11 @@ UNASKED_HELD_OUT = 0.5
 # Of the documents, the share that asks only at its end, as a chat does.
 ASK_AT_END = 0.3
 NEW_PARAGRAPH = 0.08
-PROSE_RUN = (1, 4)
+# Documents are written this much too short, since their length is an estimate and few should be too
+# long: who cuts those loses the answers at their end.
+MARGIN = 0.015
 
 Span = tuple[int, int]
-_WORD = re.compile(r"[A-Za-z]+|\d|[^\w\s]")
 
 
 @dataclass(frozen=True)
@@ -55,21 +53,27 @@ def make_document(
     mix: Mapping[str, float],
     held_out: bool = False,
     density: float = 0.5,
+    likeness: float = 1.0,
 ) -> Document:
-    """A document of about `tokens` tokens (within 3 %), the same for the same arguments everywhere.
+    """A document of about `tokens` tokens, the same for the same arguments everywhere.
 
+    Its length is within 4 % from 1,024 tokens on; of shorter ones it is the less sure the more
+    prose they hold.
     `mix` weighs the kinds of questions against one another; `density` is the share of the text that
-    is facts and questions, the rest is prose. With `held_out` the questions are about the eighth of
-    the keys that no document without it holds.
+    is facts and questions, the rest is prose. With `likeness` 1 the keys are made of as few words
+    as can be, so that each shares words with many others; with 0 of all words. With `held_out` the
+    questions are about the eighth of the keys that no document without it holds.
     """
     check_kinds(mix)
     if not 0 < density <= 1:
         raise ValueError(f"density is {density}; it is a share above 0 and up to 1, such as 0.5")
+    if not 0 <= likeness <= 1:
+        raise ValueError(f"likeness is {likeness}; it is a share from 0 to 1")
     if tokens < 64:
         raise ValueError(
             f"a document of {tokens} tokens holds no fact and question; ask for 64 or more"
         )
-    writer = _Writer(Draws(seed), tokens, mix, held_out, density)
+    writer = _Writer(Draws(seed), tokens, mix, held_out, density, likeness)
     writer.write()
     return writer.document()
 
@@ -81,73 +85,6 @@ def check_kinds(mix: Mapping[str, float]) -> None:
         raise ValueError(f"unknown kinds of question {unknown}; there are {', '.join(KINDS)}")
     if min(mix.values(), default=0) < 0 or sum(mix.values()) <= 0:
         raise ValueError(f"weights {dict(mix)}; none may be negative and one must be above 0")
-
-
-def fact_tokens(text: str) -> int:
-    """The tokens of a fact, question or answer: each of its words, digits and marks is one."""
-    return len(_WORD.findall(text))
-
-
-class Keys:
-    """Keys of a document, none twice, made of few adjectives and nouns: all are near each other."""
-
-    def __init__(self, draws: Draws, count: int, held_out: bool) -> None:
-        share = 1 / 8 if held_out else 7 / 8
-        side = math.ceil(math.sqrt(1.2 * count / share)) + 1
-        adjectives = draws.sample(ADJECTIVES, min(side, len(ADJECTIVES)))
-        nouns = draws.sample(NOUNS, min(side, len(NOUNS)))
-        pairs = [(adjective, noun) for adjective in adjectives for noun in nouns]
-        pairs = draws.sample(pairs, len(pairs))
-        self._held_out = held_out
-        self._free = {
-            held: [f"{a} {n}" for a, n in pairs if _held_out_keys()[a, n] == held]
-            for held in (False, True)
-        }
-
-    def take(self) -> str:
-        """A key to be asked for."""
-        return self._pop(self._held_out)
-
-    def take_unasked(self) -> str:
-        """A key that training documents may hold, for facts nobody asks for."""
-        return self._pop(False)
-
-    def _pop(self, held: bool) -> str:
-        if not self._free[held]:
-            raise ValueError("no keys are left; make the document shorter or less dense")
-        return self._free[held].pop()
-
-
-@cache
-def _held_out_keys() -> dict[tuple[str, str], bool]:
-    return {(a, n): held_out_key(a, n) for a in ADJECTIVES for n in NOUNS}
-
-
-class ProseReader:
-    """Reads on from random places of the training prose."""
-
-    def __init__(self, draws: Draws) -> None:
-        self._draws = draws
-        self._sentences = sentences()
-
-    def run(self) -> list[Sentence]:
-        """One to four sentences that follow one another."""
-        length = self._draws.between(*PROSE_RUN)
-        start = self._draws.below(len(self._sentences) - length)
-        return list(self._sentences[start : start + length])
-
-    def words(self, tokens: float) -> str:
-        """Prose of about `tokens` tokens that ends with some word."""
-        words: list[str] = []
-        place = self._draws.below(len(self._sentences) - 1000)
-        while tokens >= 1:
-            for word in self._sentences[place].text.split():
-                tokens -= prose_tokens(word)
-                if tokens < 0:
-                    break
-                words.append(word)
-            place += 1
-        return " ".join(words)
 
 
 @dataclass(frozen=True)
@@ -167,17 +104,23 @@ class _Writer:
     """Writes one document from its start to its end, keeping account of its tokens."""
 
     def __init__(
-        self, draws: Draws, tokens: int, mix: Mapping[str, float], held_out: bool, density: float
+        self,
+        draws: Draws,
+        tokens: int,
+        mix: Mapping[str, float],
+        held_out: bool,
+        density: float,
+        likeness: float,
     ) -> None:
         self._draws = draws
-        self._left = float(tokens)
+        self._left = tokens * (1 - MARGIN)
         self._tokens = tokens
         self._prose_share = 1 - density
         self._prose = 0.0
         self._kinds = [kind for kind in KINDS if mix.get(kind, 0) > 0]
         self._weights = list(accumulate(mix[kind] for kind in self._kinds))
         self._unasked_share = UNASKED_HELD_OUT if held_out else UNASKED
-        keys = Keys(draws, int(tokens * density / 12) + 8, held_out)
+        keys = Keys(draws, int(tokens * density / 12) + 8, held_out, likeness)
         self._asked_source = Source(draws, keys.take)
         self._unasked_source = Source(draws, keys.take_unasked)
         self._unasked_source.homes = self._asked_source.homes
@@ -274,11 +217,6 @@ class _Writer:
 
     def _new_paragraph(self) -> bool:
         return self._draws.random() < NEW_PARAGRAPH
-
-
-def question_text(ask: str) -> str:
-    """A question as documents have it, up to where its answer begins with a space."""
-    return f"Question: {ask}\nAnswer:"
 
 
 def _question_tokens(item: Item) -> int:

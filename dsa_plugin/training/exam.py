@@ -3,15 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dsa_plugin.training.documents import (
-    Keys,
-    ProseReader,
-    check_kinds,
-    fact_tokens,
-    question_text,
-)
+from dsa_plugin.training.documents import check_kinds
 from dsa_plugin.training.draws import Draws
-from dsa_plugin.training.facts import KINDS, MAKERS, Item, Source
+from dsa_plugin.training.facts import KINDS, MAKERS, Item, Source, fact_tokens, question_text
+from dsa_plugin.training.keys import Keys
+from dsa_plugin.training.prose import ProseReader
 
 DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -85,7 +81,7 @@ def _placed(draws: Draws, item: Item, depth: float) -> list[tuple[float, str]]:
 
 
 def _text(draws: Draws, placed: list[tuple[float, str]], tokens: int) -> str:
-    """`placed` at their depths among sentences of prose; at first the end of one, to fit `tokens`."""
+    """`placed` at their depths among prose; its opening is cut short to make `tokens` in all."""
     reader = ProseReader(draws)
     room = tokens - 1 - sum(fact_tokens(sentence) for _, sentence in placed)
     pieces: list[str] = []

@@ -4,6 +4,7 @@ A fact is one sentence with a key, "the <adjective> <noun>". An answer says the 
 word, so the model finds it by its key and copies what follows.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from dsa_plugin.training.lexicon import NAMES, NOTE_WORDS, PLACES
 COUNTS = (2, 6)
 NOTE_LENGTHS = (6, 12)
 LIST_LENGTHS = (4, 6)
+
+_WORD = re.compile(r"[A-Za-z]+|\d|[^\w\s]")
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,16 @@ MAKERS: dict[str, Callable[[Source], Item]] = {
     "third": third,
 }
 KINDS = tuple(MAKERS)
+
+
+def question_text(ask: str) -> str:
+    """A question as documents have it, up to where its answer begins with a space."""
+    return f"Question: {ask}\nAnswer:"
+
+
+def fact_tokens(text: str) -> int:
+    """The tokens of a fact, question or answer: each of its words, digits and marks is one."""
+    return len(_WORD.findall(text))
 
 
 def _keeper(source: Source) -> _Fact:

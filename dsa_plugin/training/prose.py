@@ -5,12 +5,16 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
+from dsa_plugin.training.draws import Draws
+
 BOOKS = ("the_time_machine.txt", "the_wind_in_the_willows.txt")
 HELD_OUT_SHARE = 0.08
 # A word this frequent is one token of a vocabulary that was made from this prose; of a rarer one a
 # token covers about so many letters.
 FREQUENT = 16
-LETTERS_A_TOKEN = 3.0
+LETTERS_A_TOKEN = 3
+# Sentences that are read on end.
+RUN = (1, 4)
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])(?=[\"' ]*\s+[\"']?[A-Z])|(?<=[.!?][\"'])(?=\s+[\"']?[A-Z])")
 _PIECE = re.compile(r"[A-Za-z]+|\d|[^\w\s]")
@@ -47,7 +51,35 @@ def sentences() -> tuple[Sentence, ...]:
 
 def prose_tokens(text: str) -> float:
     """About how many tokens a piece of prose has; within 3 % for a few sentences."""
-    return sum(_piece_tokens(piece) for piece in _PIECE.findall(text))
+    # Whole numbers, since Python 3.12 rounds a sum of floats otherwise than 3.11.
+    return sum(_piece_letters(piece) for piece in _PIECE.findall(text)) / LETTERS_A_TOKEN
+
+
+class ProseReader:
+    """Reads on from random places of the training prose."""
+
+    def __init__(self, draws: Draws) -> None:
+        self._draws = draws
+        self._sentences = sentences()
+
+    def run(self) -> list[Sentence]:
+        """One to four sentences that follow one another."""
+        length = self._draws.between(*RUN)
+        start = self._draws.below(len(self._sentences) - length)
+        return list(self._sentences[start : start + length])
+
+    def words(self, tokens: float) -> str:
+        """Prose of about `tokens` tokens that ends with a whole word."""
+        words: list[str] = []
+        place = self._draws.below(len(self._sentences) - 1000)
+        while tokens >= 1:
+            for word in self._sentences[place].text.split():
+                tokens -= prose_tokens(word)
+                if tokens < 0:
+                    break
+                words.append(word)
+            place += 1
+        return " ".join(words)
 
 
 @cache
@@ -71,7 +103,7 @@ def _frequencies() -> dict[str, int]:
 
 
 @cache
-def _piece_tokens(piece: str) -> float:
-    if len(piece) < 3 or _frequencies().get(piece, 0) >= FREQUENT:
-        return 1.0
-    return max(1.0, len(piece) / LETTERS_A_TOKEN)
+def _piece_letters(piece: str) -> int:
+    """The letters of a rare piece; as many as one token covers of any other."""
+    is_frequent = _frequencies().get(piece, 0) >= FREQUENT
+    return LETTERS_A_TOKEN if is_frequent else max(LETTERS_A_TOKEN, len(piece))
