@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -79,6 +80,16 @@ def test_answers_follow_from_the_text_before_them(kind: str, held_out: bool) -> 
             assert document.text[answer.end] == "\n"
         answers += len(document.answers)
     assert answers > 15
+
+
+def test_the_examples_of_the_documentation_are_right() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/training_data.md").read_text("utf-8")
+    examples = re.findall(r"`(\w+)`: [^`]*?\n\n((?:    .*\n)+)", page)
+    assert [kind for kind, _ in examples] == list(KINDS)
+    for _, block in examples:
+        facts, question, answer = (line.strip() for line in block.splitlines())
+        ask = question.removeprefix("Question: ")
+        assert answer == f"Answer: {read(facts, ask)}"
 
 
 def test_spans_point_at_what_they_say() -> None:
