@@ -43,19 +43,34 @@ def demo(
     threads: Threads = None,
     save_seconds: SaveSeconds = 60.0,
 ) -> None:
-    """Train the demo model through all stages; OUT/model is what hosts serve."""
+    """Train the demo model through all stages.
+
+    After each, OUT has a folder of its name with a checkpoint that hosts serve: pretrain, warmup
+    and sparse.
+    """
     from dsa_plugin.training.curves import draw_curves
-    from dsa_plugin.training.export import export_demo
     from dsa_plugin.training.lessons import total_steps
     from dsa_plugin.training.recipe import demo_recipe, read_recipe, run_recipe
 
     path = recipe or demo_recipe()
     steps = sum(total_steps(lessons) for lessons in read_recipe(path).stages.values())
     with _settings(out, device, dtype, threads, save_seconds, 0, steps) as settings:
-        model = run_recipe(path, settings)
-    export_demo(model, out, out / "model")
+        run_recipe(path, settings)
     draw_curves(out, out / "curves.png")
-    print(f"{out / 'model'} is ready to be served")
+
+
+@app.command()
+def measure(
+    model: Annotated[Path, typer.Option(help="Checkpoint that `dsa train demo` exported.")],
+    length: Annotated[list[int], typer.Option(help="Tokens of a text; repeatable.")],
+) -> None:
+    """Print a JSON line a length: exact answers, perplexity, KL and recall of the indexer."""
+    import json
+
+    from dsa_plugin.training.measure import measure
+
+    for measured in measure(model, length):
+        print(json.dumps(measured), flush=True)
 
 
 @app.command()

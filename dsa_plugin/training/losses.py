@@ -76,7 +76,8 @@ def comparison_rows(batch: Batch, generator: torch.Generator) -> Tensor:
     said = said[torch.randperm(len(said), generator=generator)[: ROWS // 2]]
     length = batch.tokens.shape[1]
     anywhere = torch.randperm(length, generator=generator)[: ROWS - len(said)]
-    return torch.cat((said, anywhere)).unique()
+    rows: Tensor = torch.cat((said, anywhere)).unique()
+    return rows
 
 
 def indexer_fit(told: Sequence[Told]) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer
 
 from dsa_plugin.training.batches import DocumentSource
+from dsa_plugin.training.export import export_demo
 from dsa_plugin.training.initialise import initialise
 from dsa_plugin.training.lessons import Lesson
 from dsa_plugin.training.model import DsaModel
@@ -60,7 +61,10 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def run_recipe(path: Path, settings: Settings) -> DsaModel:
-    """Trains a model by the recipe at `path`, or goes on where settings.folder's state is."""
+    """Trains a model by the recipe at `path`, or goes on where settings.folder's state is.
+
+    After each stage a checkpoint is exported into the folder of that name.
+    """
     recipe, folder = read_recipe(path), settings.folder
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(folder)
@@ -83,6 +87,7 @@ def run_recipe(path: Path, settings: Settings) -> DsaModel:
             place, tensors = replace(place, stage=stage.name, step=0), {}
             save_state(folder, model, None, place)
         place = run_stage(model, stage, replace(settings, seed=recipe.seed), place, tensors)
+        export_demo(model, folder, folder / stage.name)
     return model
 
 
