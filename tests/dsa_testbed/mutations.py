@@ -248,3 +248,20 @@ MUTATIONS: dict[str, dict[str, Wrapper]] = {
         "dsa_plugin.hosts.sglang.backend:DSABackend.init_forward_metadata": _as_captured
     },
 }
+# Family and mutation: all that break something, each in a family that it does break.
+FAULTS = [
+    ("v32", "indexer_rope_style"),
+    ("v32", "index_query_rope_style"),
+    ("v32", "query_rope_style"),
+    ("v32", "hadamard_one_side"),
+    ("v32", "topk_minus_one"),
+    ("v32", "own_token_invisible"),
+    ("v32", "dense_attention"),
+    ("v32", "index_key_not_written_short_prompt"),
+    ("v32", "stale_index_page"),
+    ("v32", "index_key_bias"),
+    ("v32", "index_weights_unsigned"),
+    ("v32", "softmax_scale"),
+    ("glm5", "indexer_rope_style"),
+    ("glm52", "shared_selection_lost"),
+]

@@ -9,25 +9,10 @@ import pytest
 from dsa_testbed.checkpoint import make_checkpoint
 from dsa_testbed.exactness import MAX_TOKENS, mismatches
 from dsa_testbed.hosts import HOSTS
+from dsa_testbed.mutations import FAULTS
 from dsa_testbed.prompts import ci_set
 
 IN_CI = {("vllm", "topk_minus_one"), ("sglang", "index_key_not_written_short_prompt")}
-MUTATIONS = [
-    ("v32", "indexer_rope_style"),
-    ("v32", "index_query_rope_style"),
-    ("v32", "query_rope_style"),
-    ("v32", "hadamard_one_side"),
-    ("v32", "topk_minus_one"),
-    ("v32", "own_token_invisible"),
-    ("v32", "dense_attention"),
-    ("v32", "index_key_not_written_short_prompt"),
-    ("v32", "stale_index_page"),
-    ("v32", "index_key_bias"),
-    ("v32", "index_weights_unsigned"),
-    ("v32", "softmax_scale"),
-    ("glm5", "indexer_rope_style"),
-    ("glm52", "shared_selection_lost"),
-]
 
 
 def _params() -> list[object]:
@@ -43,7 +28,7 @@ def _params() -> list[object]:
             ],
         )
         for host in HOSTS
-        for family, mutation in MUTATIONS
+        for family, mutation in FAULTS
     ]
 
 
