@@ -24,7 +24,7 @@ from dsa_plugin.evaluation.variants import Variant
 
 HostName = Literal["vllm", "sglang"]
 KvCacheDtype = Literal["auto", "fp8"]
-# What each host calls it. vLLM's own "fp8" is another layout, which DSA does not read.
+# What each host calls it.
 _FP8 = {"vllm": "fp8_ds_mla", "sglang": "fp8_e4m3"}
 _OVERRIDES = {"vllm": "--hf-overrides", "sglang": "--json-model-override-args"}
 _CONTEXT = {"vllm": "--max-model-len", "sglang": "--context-length"}
