@@ -83,6 +83,7 @@ def evaluate(
     from dsa_plugin.cli.model_config import find_model
     from dsa_plugin.evaluation.completions import Patience
     from dsa_plugin.evaluation.exams import papers
+    from dsa_plugin.evaluation.gates import Gates
     from dsa_plugin.evaluation.results import Results, Setting
     from dsa_plugin.evaluation.sources import running, started
     from dsa_plugin.training.facts import KINDS
@@ -105,7 +106,7 @@ def evaluate(
         max_gen_toks=max_gen_toks,
         flags=flags or [],
     )
-    reference = Results.load(same_as) if same_as else None
+    gates = Gates(max_recall_loss, min_recall, Results.load(same_as) if same_as else None)
     results = _begin(out, setting, resume=resume)
     patience = Patience(timeout=timeout, concurrency=num_concurrent)
     if url:
@@ -117,13 +118,14 @@ def evaluate(
         chosen = source.choose(_names(variants) if variants else None)
     if url and len(chosen) > 1:
         raise ValueError("--variants: a server serves one; name it, and ask another for the next")
+    gates.check(setting, [(v.name, p.length, p.document) for v in chosen for p in exam])
     results = _run(source, chosen, exam, results, out, perplexity=perplexity)
     show(results)
     if plot:
         from dsa_plugin.cli.evaluate_figure import draw
 
         draw(results, plot)
-    failed = _failed(results, reference, max_recall_loss, min_recall)
+    failed = list(gates.failures(results))
     for line in failed:
         print(f"FAIL {line}")
     raise typer.Exit(bool(failed))
@@ -190,21 +192,3 @@ def _run(
             print(f"{out} holds {kept} texts' answers; --resume goes on with it", file=sys.stderr)
             raise
     return results
-
-
-def _failed(
-    results: Results,
-    reference: Results | None,
-    max_recall_loss: float | None,
-    min_recall: float | None,
-) -> list[str]:
-    from dsa_plugin.evaluation import gates
-
-    failed: list[str] = []
-    if max_recall_loss is not None:
-        failed += gates.below_dense(results, max_recall_loss)
-    if min_recall is not None:
-        failed += gates.below(results, min_recall)
-    if reference is not None:
-        failed += gates.other_than(results, reference)
-    return failed

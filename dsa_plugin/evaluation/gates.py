@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 
-from dsa_plugin.evaluation.results import Cell, Results
+from dsa_plugin.evaluation.results import Cell, Key, Results, Setting
 from dsa_plugin.evaluation.summary import recall
 
 NLL_TOLERANCE = 1e-6
@@ -12,17 +13,57 @@ NLL_TOLERANCE = 1e-6
 one selected token fewer of 64 makes 1e-4."""
 
 
-def below_dense(results: Results, points: float) -> Iterator[str]:
-    """Kinds, over all lengths, of which DSA recalls over `points` of a hundred less than dense.
+@dataclass(frozen=True)
+class Gates:
+    """All gates of a run; None is none.
 
-    Raises:
-        ValueError: the results have not both.
+    Attributes:
+        max_recall_loss: points of a hundred that DSA may recall less than dense, by kind.
+        min_recall: points of a hundred that DSA needs, by kind and length.
+        reference: results with the same answers and likelihoods.
     """
+
+    max_recall_loss: float | None = None
+    min_recall: float | None = None
+    reference: Results | None = None
+
+    def check(self, setting: Setting, keys: Collection[Key]) -> None:
+        """Raises ValueError where a run of these cells could not be judged."""
+        variants = {variant for variant, _, _ in keys}
+        if self.max_recall_loss is not None and not {"dense", "dsa"} <= variants:
+            raise ValueError("--max-recall-loss compares dsa with dense; --variants lacks one")
+        if self.min_recall is not None and "dsa" not in variants:
+            raise ValueError("--min-recall judges dsa, which --variants lacks")
+        if self.reference is not None:
+            _check_comparable(setting, keys, self.reference)
+
+    def failures(self, results: Results) -> Iterator[str]:
+        """Where results, which have all that `check` asked for, fall short."""
+        if self.max_recall_loss is not None:
+            yield from _below_dense(results, self.max_recall_loss)
+        if self.min_recall is not None:
+            yield from _below(results, self.min_recall)
+        if self.reference is not None:
+            known = {cell.key: cell for cell in self.reference.cells}
+            for cell in results.cells:
+                yield from _differences(cell, known[cell.key])
+
+
+def _check_comparable(setting: Setting, keys: Collection[Key], reference: Results) -> None:
+    for name in ("seed", "kinds", "max_gen_toks"):
+        ours, theirs = getattr(setting, name), getattr(reference.setting, name)
+        if ours != theirs:
+            raise ValueError(f"--same-as: its {name} is {theirs!r}, here {ours!r}")
+    known = {cell.key for cell in reference.cells}
+    if missing := [key for key in keys if key not in known]:
+        variant, length, document = missing[0]
+        raise ValueError(f"--same-as: it has no {variant} at {length}, text {document}")
+
+
+def _below_dense(results: Results, points: float) -> Iterator[str]:
     found = recall(results.cells, lambda cell, answer: (cell.variant, answer.kind))
     for kind in results.setting.kinds:
-        dense, dsa = (found.get((variant, kind)) for variant in ("dense", "dsa"))
-        if dense is None or dsa is None:
-            raise ValueError("--max-recall-loss compares dsa with dense; --variants lacks one")
+        dense, dsa = found["dense", kind], found["dsa", kind]
         if dense.points - dsa.points > points:
             yield (
                 f"{kind}: dsa recalls {dsa.points:.1f} of 100, dense {dense.points:.1f}: "
@@ -30,44 +71,19 @@ def below_dense(results: Results, points: float) -> Iterator[str]:
             )
 
 
-def below(results: Results, points: float) -> Iterator[str]:
-    """Kinds and lengths of which DSA recalls under `points` of a hundred.
-
-    Raises:
-        ValueError: the results have no DSA.
-    """
+def _below(results: Results, points: float) -> Iterator[str]:
     cells = [cell for cell in results.cells if cell.variant == "dsa"]
-    if not cells:
-        raise ValueError("--min-recall judges dsa, which --variants lacks")
     found = recall(cells, lambda cell, answer: (answer.kind, cell.length))
     for (kind, length), here in found.items():
         if here.points < points:
             yield f"{kind} at {length}: dsa recalls {here.points:.1f} of 100, under {points:g}"
 
 
-def other_than(results: Results, reference: Results) -> Iterator[str]:
-    """Cells with another answer than the reference's, or another likelihood of the same prose.
-
-    Raises:
-        ValueError: the reference was asked otherwise, or lacks a cell.
-    """
-    for name in ("seed", "kinds", "max_gen_toks"):
-        ours, theirs = getattr(results.setting, name), getattr(reference.setting, name)
-        if ours != theirs:
-            raise ValueError(f"--same-as: its {name} is {theirs!r}, here {ours!r}")
-    known = {cell.key: cell for cell in reference.cells}
-    for cell in results.cells:
-        if cell.key not in known:
-            raise ValueError(
-                f"--same-as: it has no {cell.variant} at {cell.length}, text {cell.document}"
-            )
-        yield from _differences(cell, known[cell.key])
-
-
 def _differences(cell: Cell, reference: Cell) -> Iterator[str]:
     where = f"{cell.variant} at {cell.length}, text {cell.document}"
     if len(cell.answers) != len(reference.answers):
-        raise ValueError(f"--same-as: {where}: it has {len(reference.answers)} questions")
+        yield f"{where}: {len(cell.answers)} questions, not {len(reference.answers)}"
+        return
     others = [
         (ours, theirs)
         for ours, theirs in zip(cell.answers, reference.answers, strict=True)

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+Key = tuple[str, int, int]
+"""Variant, length and document: what no other cell of a run has."""
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -47,8 +50,8 @@ class Cell(_Strict):
     seconds: float
 
     @property
-    def key(self) -> tuple[str, int, int]:
-        """What no other cell of a run has."""
+    def key(self) -> Key:
+        """Which cell of a run this is."""
         return self.variant, self.length, self.document
 
 

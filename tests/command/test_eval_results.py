@@ -7,7 +7,7 @@ import pytest
 
 from dsa_plugin.cli.evaluate_figure import draw
 from dsa_plugin.cli.evaluate_tables import grids, markdown
-from dsa_plugin.evaluation import gates
+from dsa_plugin.evaluation.gates import Gates
 from dsa_plugin.evaluation.results import Answer, Cell, Results, Setting
 
 KINDS = ["single", "count"]
@@ -84,46 +84,66 @@ def test_a_figure_is_drawn(tmp_path: Path) -> None:
         draw(results(), tmp_path / "heat.xyz")
 
 
+def failures(gates: Gates, found: Results) -> list[str]:
+    gates.check(found.setting, [cell.key for cell in found.cells])
+    return list(gates.failures(found))
+
+
 def test_dsa_may_lose_so_much_against_dense() -> None:
-    assert list(gates.below_dense(results(), 0)) == []
-    assert list(gates.below_dense(results("count"), 50)) == []
-    [line] = gates.below_dense(results("count"), 49)
+    assert failures(Gates(max_recall_loss=0), results()) == []
+    assert failures(Gates(max_recall_loss=50), results("count")) == []
+    [line] = failures(Gates(max_recall_loss=49), results("count"))
     assert line.startswith("count: dsa recalls 50.0 of 100, dense 100.0")
     only_dsa = Results(setting=setting(), cells=[cell("dsa", 1024)])
     with pytest.raises(ValueError, match="--variants lacks one"):
-        list(gates.below_dense(only_dsa, 1))
+        failures(Gates(max_recall_loss=1), only_dsa)
 
 
 def test_dsa_needs_so_much() -> None:
-    assert list(gates.below(results(), 100)) == []
-    [line] = gates.below(results("single"), 1)
+    assert failures(Gates(min_recall=100), results()) == []
+    [line] = failures(Gates(min_recall=1), results("single"))
     assert line == "single at 2048: dsa recalls 0.0 of 100, under 1"
     with pytest.raises(ValueError, match="lacks"):
-        list(gates.below(Results(setting=setting(), cells=[cell("dense", 1024)]), 1))
+        failures(Gates(min_recall=1), Results(setting=setting(), cells=[cell("dense", 1024)]))
 
 
 def test_another_runs_answers_have_to_be_the_same() -> None:
-    assert list(gates.other_than(results("count"), results("count"))) == []
-    [line] = gates.other_than(results("count"), results())
+    assert failures(Gates(reference=results("count")), results("count")) == []
+    [line] = failures(Gates(reference=results()), results("count"))
     assert line.startswith("dsa at 2048, text 0: 2 of 4 answers differ, first a count")
-    almost = Results(setting=setting(), cells=[cell("dsa", 1024, nll=200 * (1 + 2e-6))])
-    [line] = gates.other_than(almost, results())
-    assert "nats a token" in line
-    same = Results(setting=setting(), cells=[cell("dsa", 1024, nll=200 * (1 + 1e-7))])
-    assert list(gates.other_than(same, results())) == []
+    same, other = (
+        Results(setting=setting(), cells=[cell("dsa", 1024, nll=200 * (1 + error))])
+        for error in (1e-7, 2e-6)
+    )
+    assert failures(Gates(reference=results()), same) == []
+    [line] = failures(Gates(reference=results()), other)
+    assert "nats a token of prose" in line
+
+
+def test_what_was_not_the_same_question_is_not_the_same() -> None:
+    whole = cell("dsa", 1024)
+    fewer = Results(
+        setting=setting(), cells=[whole.model_copy(update={"answers": whole.answers[:2]})]
+    )
+    assert failures(Gates(reference=results()), fewer) == [
+        "dsa at 1024, text 0: 2 questions, not 4"
+    ]
+    longer = Results(setting=setting(), cells=[whole.model_copy(update={"nll_tokens": 99})])
+    [line] = failures(Gates(reference=results()), longer)
+    assert "prose of 99 tokens, not 100" in line
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"kinds": ["single"]}, {"max_gen_toks": 8}])
 def test_what_was_asked_otherwise_is_not_compared(change: dict[str, object]) -> None:
     other = Results(setting=setting(**change), cells=results().cells)
     with pytest.raises(ValueError, match=f"its {next(iter(change))} is"):
-        list(gates.other_than(results(), other))
+        failures(Gates(reference=other), results())
 
 
 def test_a_cell_without_a_counterpart_is_an_error() -> None:
     window = Results(setting=setting(), cells=[cell("window", 1024)])
     with pytest.raises(ValueError, match="it has no window at 1024"):
-        list(gates.other_than(window, results()))
+        failures(Gates(reference=results()), window)
 
 
 def test_results_are_kept_in_one_step(tmp_path: Path) -> None:

@@ -277,10 +277,14 @@ def test_no_server_is_told(
         (["--questions", "0"], "--questions 0; allowed: an integer >= 1"),
         (["--num-concurrent", "0"], "have to be above 0"),
         (["--same-as", "nowhere.json"], "nowhere.json"),
+        (["--max-recall-loss", "1"], "compares dsa with dense; --variants lacks one"),
     ],
 )
-def test_bad_input_is_told(args: list[str], message: str, evaluate: Callable[..., Output]) -> None:
+def test_bad_input_is_told_before_anything_is_asked(
+    args: list[str], message: str, stub: Stub, evaluate: Callable[..., Output]
+) -> None:
     done = evaluate(*args)
+    assert stub.asked == []
     assert done.code == 2
     assert message in done.err
     assert "Traceback" not in done.err
