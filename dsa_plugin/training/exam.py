@@ -83,7 +83,7 @@ def _placed(draws: Draws, item: Item, depth: float) -> list[tuple[float, str]]:
 def _text(draws: Draws, placed: list[tuple[float, str]], tokens: int) -> str:
     """`placed` at their depths among prose; its opening is cut short to make `tokens` in all."""
     reader = ProseReader(draws)
-    room = tokens - 1 - sum(fact_tokens(sentence) for _, sentence in placed)
+    room: float = tokens - 1 - sum(fact_tokens(sentence) for _, sentence in placed)
     pieces: list[str] = []
     used = 0.0
     for depth, sentence in [*placed, (1.0, "")]:

@@ -86,7 +86,7 @@ class ProseReader:
 def _paragraphs() -> tuple[list[str], list[str]]:
     training, held_out = [], []
     for book in BOOKS:
-        lines = (files(__package__) / "prose" / book).read_text("ascii").splitlines()
+        lines = (files("dsa_plugin.training") / "prose" / book).read_text("ascii").splitlines()
         first_held_out = int(len(lines) * (1 - HELD_OUT_SHARE))
         training += lines[:first_held_out]
         held_out += lines[first_held_out:]

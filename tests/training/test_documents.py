@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,8 @@ def read(text: str, ask: str) -> str:
         mark = f"The {found[1]} was seen"
         return f"{mark} {told.count(f'{mark}.')} times."
     if found := re.fullmatch(rf"where did the {KEY} go last\?", ask):
-        return re.findall(rf"The {found[1]} went to \w+\.", told)[-1]
+        *_, last = re.finditer(rf"The {found[1]} went to \w+\.", told)
+        return last.group()
     if found := re.fullmatch(rf"who is third of the {KEY}\?", ask):
         names = _sole(told, rf"List of the {found[1]}: ([\w, ]+)\.")[1].split(", ")
         return f"Third of the {found[1]} is {names[2]}."
@@ -164,6 +166,7 @@ def test_held_out_keys_are_in_no_training_document() -> None:
         held_out = make_document(seed, 2048, ALL, held_out=True, density=1.0)
         for answer in held_out.answers:
             asked_keys |= facts_keys(held_out.text[answer.start : answer.end])
+        assert len(facts_keys(held_out.text) - eighth) > 10  # told, near those asked for
     assert len(seen) > 1500
     assert not seen & eighth
     assert len(asked_keys) > 200
@@ -212,7 +215,7 @@ def test_kinds_come_as_their_mix_says() -> None:
         ((1, 10**6, ALL, False, 1.0), "no keys are left"),
     ],
 )
-def test_what_cannot_be_written_is_refused(arguments: tuple, message: str) -> None:
+def test_what_cannot_be_written_is_refused(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_document(*arguments)
 
