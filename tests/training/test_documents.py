@@ -260,6 +260,7 @@ GRADED = [
     (" The old key reads hill sun.", " hill sun", " The old key reads sun hill.", False),
     (" The old key reads hill sun.", " hill sun", " The old key reads hill sun sun.", False),
     (" The old key is with Ada.", " Ada", "", False),
+    (" The old key is with Ada.", " Ada", " The old key is with Ada. Or Nora.", False),
 ]
 
 
