@@ -49,7 +49,9 @@ def files(built_as: dict[str, str]) -> set[Path]:
         Path(built_as[package]) / path.relative_to(ROOT / root)
         for package, root in roots.items()
         for path in (ROOT / root / package).rglob("*")
-        if path.suffix in (".py", ".json", ".yaml") or path.name == "py.typed"
+        if path.suffix in (".py", ".json", ".yaml", ".txt")
+        or path.name == "py.typed"
+        or path.parent.name == "prose"
     }
     recipes = {
         Path(built_as["dsa_recipes"]) / path.relative_to(ROOT / "recipes")
