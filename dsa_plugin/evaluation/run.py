@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -16,9 +17,11 @@ from dsa_plugin.training.exam import graded_right
 class Model(Protocol):
     """What answers."""
 
+    @abstractmethod
     def complete(self, text: str, asks: Sequence[str], max_tokens: int, stop: str) -> list[str]:
         """What it says after `text + ask`, for each ask, up to `stop`; greedy."""
 
+    @abstractmethod
     def token_logprobs(self, text: str) -> list[float]:
         """Log-probability of each token of a text but the first."""
 

@@ -56,7 +56,7 @@ class Stub:
                 self.end_headers()
                 self.wfile.write(data)
 
-            def log_message(self, *_args: Any) -> None:
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
                 pass
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
