@@ -15,13 +15,18 @@ def mismatches(
     checkpoint: Path,
     prompts: Sequence[Prompt],
     max_tokens: int,
-    concurrency: int = 16,
+    concurrency: int | None = 16,
 ) -> list[str]:
-    """One line for each prompt whose tokens differ; empty when the server is exact."""
-    answers = oracle_answers(checkpoint, [prompt.tokens for prompt in prompts], max_tokens)
-    completions = server.generate_all(
-        [prompt.tokens for prompt in prompts], max_tokens, concurrency, ignore_eos=True
-    )
+    """One line for each prompt whose tokens differ; empty when the server is exact.
+
+    concurrency: requests at a time; None: all of them, before the server begins with the first.
+    """
+    asked = [prompt.tokens for prompt in prompts]
+    answers = oracle_answers(checkpoint, asked, max_tokens)
+    if concurrency is None:
+        completions = server.generate_at_once(asked, max_tokens, ignore_eos=True)
+    else:
+        completions = server.generate_all(asked, max_tokens, concurrency, ignore_eos=True)
     lines = []
     for prompt, answer, completion in zip(prompts, answers, completions, strict=True):
         if completion.tokens == answer.tokens:

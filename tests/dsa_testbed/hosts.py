@@ -60,7 +60,13 @@ VLLM = Host(
         ),
         "bf16": Setting(("--max-model-len", "4352"), (("VLLM_CPU_KVCACHE_SPACE", "1"),)),
         "tight": Setting(
-            (*("--num-gpu-blocks-override", str(_TIGHT_PAGES)), *("--max-num-seqs", "44"))
+            (
+                *("--num-gpu-blocks-override", str(_TIGHT_PAGES)),
+                *("--max-num-seqs", "44"),
+                "--enable-log-requests",
+            ),
+            # For generate_at_once.
+            (("VLLM_SERVER_DEV_MODE", "1"),),
         ),
         "mtp": Setting(("--speculative-config", '{"method": "mtp", "num_speculative_tokens": 2}')),
         "two_ranks": Setting(("-tp", "2"), (("VLLM_CPU_OMP_THREADS_BIND", "0|1"),)),

@@ -29,6 +29,7 @@ _TESTS = Path(__file__).resolve().parents[1]
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
 _TAIL_LINES = 60
 _ERROR = re.compile(r"\b\w+(?:Error|Exception): .*")
+_ADDED = "Added request "  # vLLM's log, of each request once its engine has been sent it
 _SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{.*\})?\s+(\S+)")
 
 
@@ -263,6 +264,15 @@ class Server:
         with ThreadPoolExecutor(concurrency) as pool:
             return list(pool.map(lambda p: self.complete(p, max_tokens, **body), prompts))
 
+    def generate_at_once(
+        self, prompts: Sequence[list[int]], max_tokens: int, **body: Any
+    ) -> list[Completion]:
+        """Complete all prompts, which the scheduler has before it admits the first.
+
+        However slowly they arrive, so that what it takes away from whom does not depend on that.
+        """
+        raise NotImplementedError
+
     def errors(self) -> list[str]:
         """The distinct ``SomeError: message`` ends of the log's lines, the root cause first."""
         return list(dict.fromkeys(_ERROR.findall(self.log_text())))
@@ -325,6 +335,25 @@ class VllmServer(Server):
             "return_tokens_as_token_ids": logprobs is not None or None,
         }
         return _parse(self.post("/v1/completions", request | body))
+
+    def generate_at_once(
+        self, prompts: Sequence[list[int]], max_tokens: int, **body: Any
+    ) -> list[Completion]:
+        """Needs --enable-log-requests and VLLM_SERVER_DEV_MODE=1, as the `tight` setting has."""
+        self._client.post("/pause", params={"mode": "keep"}).raise_for_status()
+        arrived = self.log_text().count(_ADDED) + len(prompts)
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            answers = [pool.submit(self.complete, p, max_tokens, **body) for p in prompts]
+            try:
+                # The engine takes what it is sent in order: these requests before the resumption.
+                while self.log_text().count(_ADDED) < arrived:
+                    self.check_alive()
+                    if failed := next((a for a in answers if a.done()), None):
+                        failed.result()
+                    time.sleep(0.05)
+            finally:
+                self._client.post("/resume").raise_for_status()
+            return [answer.result() for answer in answers]
 
     def prompt_logprobs(self, prompt: list[int]) -> list[float]:
         raw = self.complete(prompt, 1, prompt_logprobs=0).raw

@@ -61,7 +61,12 @@ class SglangServer(Server):
     ) -> list[Completion]:
         if concurrency < len(prompts):
             return super().generate_all(prompts, max_tokens, concurrency, **body)
-        # In one request: what comes after the first retraction is not admitted to cause another.
+        return self.generate_at_once(prompts, max_tokens, **body)
+
+    def generate_at_once(
+        self, prompts: Sequence[list[int]], max_tokens: int, **body: Any
+    ) -> list[Completion]:
+        # In one request: its scheduler gets them all in one message.
         return [_parse(raw) for raw in self._generate(prompts, max_tokens, body, logprobs=None)]
 
     def prompt_logprobs(self, prompt: list[int]) -> list[float]:
