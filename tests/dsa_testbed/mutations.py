@@ -177,13 +177,24 @@ def _named(function: Function) -> Function:
     return run
 
 
-def _from_64_rows(_function: Function) -> Function:
+def _from_80_rows(_function: Function) -> Function:
     """Choose the masked form for long chunks, however little it gains on so small a model."""
 
     def masked_is_faster(_device: Any, rows: int, *_args: Any, **_kwargs: Any) -> bool:
-        return rows >= 64
+        return rows >= 80
 
     return masked_is_faster
+
+
+def _from_80_columns(function: Function) -> Function:
+    """Find the top k of rows in parts, however short: a real row's part takes minutes here."""
+    part = {"TILE": 16, "SAMPLE": 64, "ROOM": 128}
+    blocks = {"select": {"BLOCK": 80}, "sift": part, "finish": part}
+
+    def launch_config(op: str, arch: Any, shape_key: Any) -> Any:
+        return dataclasses.replace(function(op, arch, shape_key), blocks=blocks[shape_key])
+
+    return launch_config
 
 
 def _as_captured(function: Function) -> Function:
@@ -242,7 +253,8 @@ MUTATIONS: dict[str, dict[str, Wrapper]] = {
     "record_selection": {f"{_FORWARD}:attend": _recorded},
     "record_kernels": {
         "dsa_kernels.launch:Launch.run": _named,
-        "dsa_plugin.attention.sparse:masked_is_faster": _from_64_rows,
+        "dsa_kernels.topk_select.kernel:launch_config": _from_80_columns,
+        "dsa_plugin.attention.sparse:masked_is_faster": _from_80_rows,
     },
     "decode_as_captured": {
         "dsa_plugin.hosts.sglang.backend:DSABackend.init_forward_metadata": _as_captured
