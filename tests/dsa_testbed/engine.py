@@ -39,6 +39,19 @@ Start = Callable[[], Any]
 """Starts the engine."""
 
 
+def through_a_store(store: Path) -> dict[str, Any]:
+    """Of an engine that stores a prompt's caches in a folder, and loads those that are there."""
+    return {
+        "enable_prefix_caching": False,
+        "kv_transfer_config": {
+            "kv_connector": "ExampleConnector",
+            "kv_role": "kv_both",
+            "kv_connector_extra_config": {"shared_storage_path": str(store)},
+        },
+        "max_num_batched_tokens": 1024,  # it stores of a prompt what its first chunk wrote
+    }
+
+
 def in_engine(
     work: Callable[..., Any],
     model: Path,
@@ -153,6 +166,18 @@ def generate_in_stages(start: Start, prompts: list[Tokens], max_tokens: int) -> 
     # compiled, and any model's first request then ends the engine.
     engine.collective_rpc(lambda worker: worker.model_runner.profile_run())
     return _answers(engine, prompts, max_tokens)
+
+
+def counting_drafts(start: Start, then: str, **arguments: Any) -> list[Any]:
+    """What another work returns, and how many tokens were drafted and how many of them accepted.
+
+    The engine has to have its statistics.
+    """
+    engine = start()
+    answer = globals()[then](lambda: engine, **arguments)
+    names = [f"vllm:spec_decode_num_{kind}_tokens" for kind in ("draft", "accepted")]
+    totals = {metric.name: metric.value for metric in engine.get_metrics() if metric.name in names}
+    return [answer, *(totals[name] for name in names)]
 
 
 def _answers(engine: Any, prompts: list[Tokens], max_tokens: int, **options: Any) -> list[Tokens]:

@@ -339,6 +339,17 @@ def test_pipeline_stage_without_a_selection(refusal: Refuse) -> None:
     assert "choose another size" in message
 
 
+def test_drafts_on_pipeline_stages(checkpoint: Path, host: str, refusal: Refuse) -> None:
+    if host == "vllm":
+        mtp = ["--speculative-config", '{"method": "mtp", "num_speculative_tokens": 2}']
+        message = refusal(checkpoint, "--pipeline-parallel-size", "2", *mtp)
+        assert "--speculative-config with --pipeline-parallel-size 2: vLLM's first" in message
+        return
+    args, _ = HOSTS[host].settings("mtp", "two_stages")
+    message = refusal(checkpoint, *args, env={"SGLANG_ENABLE_PP_SPEC": "1"})
+    assert "--speculative-algorithm NEXTN with --pp-size 2: drafts were not run" in message
+
+
 def test_a_server_ends_with_the_reason(checkpoint: Path, host: str) -> None:
     """The same through the server's command, with the one variable that is read at registration."""
     with (

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file
 
+from dsa_testbed.adapter import RANK, adapter, with_adapter
 from dsa_testbed.checkpoint import build, load_config, make_checkpoint, with_fp8_keys
 from dsa_testbed.engine import (
     generate,
@@ -21,6 +20,7 @@ from dsa_testbed.engine import (
     generate_through_a_store,
     generate_with_adapter,
     in_engine,
+    through_a_store,
 )
 from dsa_testbed.oracle import oracle_generate
 from dsa_testbed.prompts import text_tokens
@@ -84,19 +84,10 @@ def test_reloaded_weights_keep_their_addresses() -> None:
 
 def test_a_connector_stores_and_loads_both_caches(tmp_path: Path) -> None:
     model, prompt = make_checkpoint("v32"), text_tokens(0, 700)
-    engine = {
-        "enable_prefix_caching": False,
-        "kv_transfer_config": {
-            "kv_connector": "ExampleConnector",
-            "kv_role": "kv_both",
-            "kv_connector_extra_config": {"shared_storage_path": str(tmp_path)},
-        },
-        "max_num_batched_tokens": 1024,  # it stores of a prompt what its first chunk wrote
-    }
     answers, stored = in_engine(
         generate_through_a_store,
         model,
-        engine,
+        through_a_store(tmp_path),
         prompt=prompt,
         max_tokens=MAX_TOKENS,
         store=str(tmp_path),
@@ -133,38 +124,13 @@ def test_pipeline_stages(family: str, partition: str) -> None:
     assert served == oracle_generate(model, prompts, MAX_TOKENS)
 
 
-RANK = 8
-
-
-def adapter(tensors: dict[str, Tensor], projections: set[str], directory: Path) -> Path:
-    """A LoRA adapter of these projections of every layer, which is merged into `tensors`."""
-    low_rank = {}
-    for name in sorted(tensors):
-        module = name.removesuffix(".weight")
-        if module.rpartition(".")[2] not in projections or ".layers.4." in name:
-            continue
-        rows, columns = tensors[name].shape
-        a, b = torch.randn(RANK, columns) * columns**-0.5, torch.randn(rows, RANK) * 0.3
-        tensors[name] += b @ a
-        low_rank[f"base_model.model.{module}.lora_A.weight"] = a
-        low_rank[f"base_model.model.{module}.lora_B.weight"] = b
-    directory.mkdir()
-    save_file(low_rank, directory / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK}
-    config |= {"target_modules": sorted(projections)}
-    (directory / "adapter_config.json").write_text(json.dumps(config))
-    return directory
-
-
 def test_lora(tmp_path: Path) -> None:
     """As the merged weights, on every projection that is one; the others' are refused by name."""
     # vLLM 0.32 has no experts for a CPU with LoRA.
     model = make_checkpoint("v32", first_k_dense_replace=4)
-    merged = Path(shutil.copytree(model, tmp_path / "merged"))
-    tensors = load_file(merged / "model.safetensors")
     served = {"q_a_proj", "kv_a_proj_with_mqa", "q_b_proj", "o_proj", "wq_b", "down_proj"}
-    path = adapter(tensors, served, tmp_path / "served")
-    save_file(tensors, merged / "model.safetensors", metadata={"format": "pt"})
+    path, merged = with_adapter(model, served, tmp_path)
+    tensors = load_file(model / "model.safetensors")
     refused = ["kv_b_proj", "wk", "weights_proj"]
     others = [str(adapter(tensors, {name}, tmp_path / name)) for name in refused]
     prompts = [text_tokens(0, 700), text_tokens(500, 250)]

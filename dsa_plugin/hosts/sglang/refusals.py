@@ -51,9 +51,24 @@ def unsupported(
     """
     return [
         *config.tensor_parallel_faults(attention_tp_size(view)),
+        *_drafts_in_stages(view, raw),
         *_recording(view, raw),
         *_caches(raw, model_dtype, index_cache_fp8),
     ]
+
+
+def _drafts_in_stages(view: Any, raw: Mapping[str, Any]) -> list[str]:
+    """SGLang refuses them too, where SGLANG_ENABLE_PP_SPEC is not set.
+
+    Source: arg_groups/validation_hook.py, check_pipeline_parallel_compat.
+    """
+    if raw["speculative_algorithm"] is None or view.pp_size == 1:
+        return []
+    fault = (
+        f"--speculative-algorithm {raw['speculative_algorithm']} with --pp-size {view.pp_size}: "
+        "drafts were not run on pipeline stages with the plugin; drop one of the flags"
+    )
+    return [fault]
 
 
 def _recording(view: Any, raw: Mapping[str, Any]) -> list[str]:

@@ -33,6 +33,7 @@ def unsupported(vllm_config: VllmConfig, config: DSAConfig) -> list[str]:
     return [
         *config.tensor_parallel_faults(parallel.tensor_parallel_size),
         *_pipeline(parallel.pipeline_parallel_size, config),
+        *_drafts_in_stages(vllm_config),
         *context_faults(vllm_config.model_config),
         *connector_faults(vllm_config),
         *_caches(vllm_config.cache_config, str(vllm_config.model_config.dtype)),
@@ -53,6 +54,22 @@ def _pipeline(stages: int, config: DSAConfig) -> list[str]:
     fault = (
         f"--pipeline-parallel-size {stages}: stage {stage} would start at layer {start}, which "
         f"reuses the selection of a layer on the stage before; {remedy}"
+    )
+    return [fault]
+
+
+def _drafts_in_stages(vllm_config: VllmConfig) -> list[str]:
+    """vLLM's first model runner asks every stage for the draft, which the last one alone has.
+
+    Source: v1/worker/gpu_model_runner.py, initialize_kv_cache_tensors and initialize_attn_backend.
+    """
+    stages = vllm_config.parallel_config.pipeline_parallel_size
+    if vllm_config.speculative_config is None or stages == 1:
+        return []
+    fault = (
+        f"--speculative-config with --pipeline-parallel-size {stages}: vLLM's first model runner "
+        "ends on the stages without the draft, and its second one was not run so with the plugin; "
+        "drop one of the flags"
     )
     return [fault]
 
