@@ -11,12 +11,10 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable
-from importlib import import_module
 from pathlib import Path
 from typing import get_args
 
 from dsa_plugin.doctor.features import Class, Feature, Features, load_features
-from dsa_plugin.hosts.refusal import Refused
 from dsa_plugin.probe.switches import Switches, read_switches
 from dsa_plugin.recipes.schema import HostName
 
@@ -34,18 +32,6 @@ are compared with the host's own parser in CI: one that is new and unclassified 
 """
 
 
-def refused_table(host: HostName) -> tuple[Refused, ...]:
-    """What the host's `refused.py` lists."""
-    table: tuple[Refused, ...] = import_module(f"dsa_plugin.hosts.{host}.refused").REFUSED
-    return table
-
-
-def features_of(host: HostName) -> Features:
-    """Everything that is said of a host."""
-    refused = {entry.name: f"{entry.why}; {entry.instead}" for entry in refused_table(host)}
-    return load_features(host, refused)
-
-
 def counts(features: Iterable[Feature], names: Iterable[str]) -> Counter[str]:
     """Switches of a release in each class; one with several values is `by value`."""
     classes: dict[str, str] = {}
@@ -60,7 +46,7 @@ def document(releases: dict[HostName, Switches]) -> str:
         HEAD,
         "| | all | served | by value | refused | no concern |\n|---|---|---|---|---|---|\n",
     ]
-    said: dict[HostName, Features] = {host: features_of(host) for host in releases}
+    said: dict[HostName, Features] = {host: load_features(host) for host in releases}
     for host, release in releases.items():
         kinds = (
             ("flags", said[host].flags, release.flags),

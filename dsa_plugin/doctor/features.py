@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,15 +51,20 @@ class Features:
     releases: Mapping[str, SpecifierSet]
 
 
-def load_features(host: HostName, refused: Mapping[str, str]) -> Features:
-    """Read a host's list.
+def refused_table(host: HostName) -> tuple[Any, ...]:
+    """What the host's `refused.py` lists, a `dsa_plugin.hosts.refusal.Refused` each."""
+    table: tuple[Any, ...] = import_module(f"dsa_plugin.hosts.{host}.refused").REFUSED
+    return table
 
-    Args:
-        refused: why, by name: what its `refused.py` lists.
-    """
+
+def load_features(host: HostName) -> Features:
+    """Read a host's lists."""
     path = Path(dsa_plugin.__file__).parent / "hosts" / host / "features.yaml"
     found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    against = [Feature(name, "refused", why) for name, why in refused.items()]
+    against = [
+        Feature(entry.name, "refused", f"{entry.why}; {entry.instead}")
+        for entry in refused_table(host)
+    ]
     flags = (*_entries(found["flags"]), *(f for f in against if f.name.startswith("--")))
     variables = (*_entries(found["variables"]), *(f for f in against if f.name[:2] != "--"))
     releases = {
@@ -83,9 +89,9 @@ def _entries(section: Mapping[str, Any]) -> Iterator[Feature]:
     for name, values in section.get("by_value", {}).items():
         for test, served in values["served"].items():
             yield from (Feature(name, "served", test, value) for value in served)
-        yield from (
-            Feature(name, "refused", "named with its value", value) for value in values["refused"]
-        )
+        takes = ", ".join(value for served in values["served"].values() for value in served)
+        why = f"the plugin's caches are not kept so; use {takes}"
+        yield from (Feature(name, "refused", why, value) for value in values["refused"])
 
 
 def _compare(

@@ -17,7 +17,7 @@ CACHE_DTYPES: dict[HostName, tuple[str, str]] = {
     "vllm": ("bfloat16", "fp8_ds_mla"),
     "sglang": ("bfloat16", "fp8_e4m3"),
 }
-_MODEL_FLAG: dict[HostName, str] = {"vllm": "--model", "sglang": "--model-path"}
+MODEL_FLAG: dict[HostName, str] = {"vllm": "--model", "sglang": "--model-path"}
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def ask_serving(
 
 
 def _arguments(host: HostName, folder: Path, cache: str, ranks: int) -> list[str]:
-    model = [_MODEL_FLAG[host], str(folder), "--tensor-parallel-size", str(ranks)]
+    model = [MODEL_FLAG[host], str(folder), "--tensor-parallel-size", str(ranks)]
     return [*model, "--kv-cache-dtype", cache]
 
 

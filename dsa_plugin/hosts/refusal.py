@@ -42,6 +42,10 @@ class Refused:
         shown = f"{' ' if self.at else '='}{value}" if plain else ""
         return f"{self.name}{shown}: {self.why}; {self.instead}"
 
+    def takes(self, text: str) -> bool:
+        """Whether a value that is served is written so."""
+        return text.lower() in {str(value).lower() for value in self.served}
+
 
 def refused_flags(table: Iterable[Refused], read: Callable[[str], Any]) -> list[str]:
     """A reason for each flag of the table that is set.

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -44,14 +45,73 @@ class Switches:
 def flags_of(parser: argparse.ArgumentParser) -> Iterable[Switch]:
     """The options of a parser, each under its longest name without a `--no-` of its own."""
     for action in parser._actions:
-        names = [name for name in action.option_strings if name.startswith("--")]
-        if not names:
-            continue
-        spelt = sorted(name.replace("_", "-") for name in names if not name.startswith("--no-"))
-        by_field = "--" + action.dest.replace("_", "-")
-        name = by_field if by_field in spelt else max(spelt, key=len)
-        values = tuple(sorted(str(value) for value in action.choices or ()))
-        yield Switch(name, values, " ".join(str(action.help or "").split()))
+        name = _name(action)
+        if name:
+            values = tuple(sorted(str(value) for value in action.choices or ()))
+            yield Switch(name, values, " ".join(str(action.help or "").split()))
+
+
+def _name(action: argparse.Action) -> str | None:
+    names = [name for name in action.option_strings if name.startswith("--")]
+    spelt = sorted(name.replace("_", "-") for name in names if not name.startswith("--no-"))
+    if not spelt:
+        return None
+    by_field = "--" + action.dest.replace("_", "-")
+    return by_field if by_field in spelt else max(spelt, key=len)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A flag of a command line.
+
+    Attributes:
+        given: as the user wrote it, such as -tp or --no-enable-prefix-caching.
+        name: as `Switch`; --config.field where a field is given with a dot.
+        values: its words; "False" of a flag that is switched off.
+    """
+
+    given: str
+    name: str
+    values: tuple[str, ...]
+
+
+def written(arguments: Sequence[str], names: Mapping[str, str]) -> list[Written]:
+    """The flags of a command line, in order.
+
+    Args:
+        names: by every spelling, short ones included: `spellings`; empty: as they are written.
+    """
+    found: list[Written] = []
+    for word in arguments:
+        flag, equals, value = word.partition("=")
+        name = _spelt(flag, names)
+        if name is not None:
+            off = flag.startswith("--no-") and not name.startswith("--no-")
+            found.append(Written(flag, name, (value,) if equals else ("False",) if off else ()))
+        elif found:
+            last = found[-1]
+            found[-1] = Written(last.given, last.name, (*last.values, word))
+    return found
+
+
+def spellings(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """The name of each option string of a parser."""
+    return {
+        spelling: name
+        for spelling, action in parser._option_string_actions.items()
+        if (name := _name(action))
+    }
+
+
+def _spelt(flag: str, names: Mapping[str, str]) -> str | None:
+    """The name of what may be a flag; None: it is a value."""
+    base, dot, field = flag.partition(".")
+    for spelling in (base, base.replace("_", "-")):
+        if spelling in names:
+            return names[spelling] + dot + field
+    if not names and re.match(r"--?[a-zA-Z]", base):
+        return base.replace("_", "-") + dot + field
+    return None
 
 
 def write(version: str, flags: Iterable[Switch], variables: Iterable[Switch]) -> None:

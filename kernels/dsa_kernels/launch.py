@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from dsa_kernels.arch import Arch
-from dsa_kernels.tuning import Changes, ChangesByTriton, LaunchConfig
+from dsa_kernels.tuning import COMPILED, Changes, ChangesByTriton, LaunchConfig, Source
 from dsa_kernels.tuning.base import BASE
 
 
@@ -36,15 +36,30 @@ def launch_config(
     Raises:
         KeyError: the base lacks the entry: a defect, which tests of every architecture find.
     """
+    changed = _changed(op, arch, shape_key, triton_version or _installed_triton())
+    return changed[0] if changed else BASE[op][shape_key]
+
+
+def launch_source(op: str, arch: Arch, shape_key: Hashable) -> Source:
+    """What chose `launch_config`'s, with the installed Triton."""
+    if changed := _changed(op, arch, shape_key, _installed_triton()):
+        return changed[1]
+    return COMPILED
+
+
+def _changed(
+    op: str, arch: Arch, shape_key: Hashable, triton_version: str
+) -> tuple[LaunchConfig, Source] | None:
+    """The chip's own; None: the base."""
     chip = import_module(f"dsa_kernels.tuning.{arch.name}")
     by_triton: ChangesByTriton = getattr(chip, "BY_TRITON", {})
     changes: Changes = chip.CHANGES
-    major_minor = ".".join((triton_version or _installed_triton()).split(".")[:2])
+    major_minor = ".".join(triton_version.split(".")[:2])
     for table in (by_triton.get(major_minor, {}), changes):
         changed = table.get(op, {}).get(shape_key)
         if changed is not None:
-            return changed[0]
-    return BASE[op][shape_key]
+            return changed
+    return None
 
 
 def _installed_triton() -> str:

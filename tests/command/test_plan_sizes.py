@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from dsa_kernels import layout
-from dsa_plugin.hosts.checkpoint import read_header
 from dsa_plugin.planning.deployment import PAGE, tokens_that_fit
 from dsa_plugin.planning.gpus import GPUS, find_gpu
 from dsa_plugin.planning.model import ModelShape, WeightsDtype, find_registered
@@ -24,6 +23,7 @@ from dsa_plugin.planning.sizes import (
     weight_bytes,
 )
 from dsa_plugin.planning.weight_kernels import weights_note
+from dsa_plugin.safetensors_header import read_header
 from dsa_testbed.checkpoint import load_config, make_checkpoint
 from dsa_testbed.deployments import GLM_5, GLM_5_2, V32, deployment
 

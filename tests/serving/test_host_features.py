@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import pytest
 
-from dsa_plugin.doctor.features import faults
+from dsa_plugin.doctor.features import faults, load_features, refused_table
 from dsa_plugin.hosts.refusal import Refused, refuse
 from dsa_plugin.probe.ask import Question, Target, ask
 from dsa_plugin.probe.switches import Switch, Switches, flags_of, read_switches
@@ -59,7 +59,7 @@ def switches(host: HostName) -> Switches:
 
 @pytest.mark.serving
 def test_every_switch_is_classified(host: HostName, switches: Switches) -> None:
-    assert faults(SCRIPT.features_of(host), switches) == []
+    assert faults(load_features(host), switches) == []
 
 
 @pytest.mark.serving
@@ -68,7 +68,7 @@ def test_a_new_flag_is_noticed(host: HostName, switches: Switches) -> None:
     parser.add_argument("--fake-attention", help="Attend to fakes.")
     flags = switches.flags | {flag.name: flag for flag in flags_of(parser)}
     variables = switches.variables | {"FAKE_CACHE": Switch("FAKE_CACHE")}
-    assert faults(SCRIPT.features_of(host), Switches(switches.version, flags, variables)) == [
+    assert faults(load_features(host), Switches(switches.version, flags, variables)) == [
         "--fake-attention is new and unclassified: Attend to fakes.",
         "FAKE_CACHE is new and unclassified: ",
     ]
@@ -82,7 +82,7 @@ def test_a_new_value_and_a_flag_that_is_gone_are_noticed(
     more = Switch(cache.name, (*cache.values, "int1"), cache.help)
     flags = {name: flag for name, flag in switches.flags.items() if name != "--dtype"}
     found = faults(
-        SCRIPT.features_of(host),
+        load_features(host),
         Switches(switches.version, flags | {cache.name: more}, switches.variables),
     )
     assert "--kv-cache-dtype int1 is new and unclassified" in found
@@ -91,7 +91,7 @@ def test_a_new_value_and_a_flag_that_is_gone_are_noticed(
 
 
 def test_each_test_named_is_there(host: HostName) -> None:
-    features = SCRIPT.features_of(host)
+    features = load_features(host)
     missing = []
     for test in {f.reason for f in features.flags + features.variables if f.classed == "served"}:
         file, _, name = test.partition("::")
@@ -127,7 +127,7 @@ def test_what_is_refused_is_refused_by_name(host: HostName, switches: Switches) 
     """On eight A100s, so that what only GPUs have is asked for too; the host may end before us."""
     model = make_checkpoint("v32")
     known = {*switches.flags, *switches.variables}
-    table = [entry for entry in SCRIPT.refused_table(host) if entry.name in known]
+    table = [entry for entry in refused_table(host) if entry.name in known]
     questions = [question(host, entry, model, "on") for entry in table]
     answers = ask(python_of(host), host, questions)
     served = [e.name for e, answer in zip(table, answers, strict=True) if answer.error is None]

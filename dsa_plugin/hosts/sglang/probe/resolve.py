@@ -19,6 +19,7 @@ from dsa_plugin.hosts.sglang.names import BACKEND
 from dsa_plugin.hosts.sglang.probe.pretend import prepare, pretend, pretend_build
 from dsa_plugin.probe.ask import Answer, Question, Target, answer, check_flags
 from dsa_plugin.probe.our_kernels import our_kernels
+from dsa_plugin.probe.switches import spellings
 
 # Its fields, by name.
 _SETTLED = (
@@ -49,7 +50,7 @@ def resolve(question: Question) -> Answer:
         _refuse_deprecated(argument, known.get(argument))
     server_args = ServerArgs.from_cli_args(parser.parse_args(question.arguments))
     if question.target is None:
-        return Answer(None)
+        return Answer(None, {"spellings": spellings(parser)})
     server_args.resolve_once()
     view = resolving_view(server_args)
     settled = {name: getattr(view, name) for name in _SETTLED}

@@ -18,6 +18,7 @@ from dsa_plugin.hosts.vllm.probe.command import COMMAND, serve_parser
 from dsa_plugin.hosts.vllm.probe.pretend import prepare, pretend, pretend_build
 from dsa_plugin.probe.ask import Answer, Question, Target, answer, check_flags
 from dsa_plugin.probe.our_kernels import our_kernels
+from dsa_plugin.probe.switches import spellings
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -35,7 +36,7 @@ def resolve(question: Question) -> Answer:
     args.model = args.model_tag or args.model  # as ServeSubcommand.cmd does
     COMMAND.validate(args)
     if question.target is None:
-        return Answer(None)
+        return Answer(None, {"spellings": spellings(parser)})
     config = AsyncEngineArgs.from_cli_args(args).create_engine_config(headless=args.headless)
     model, cache, parallel = config.model_config, config.cache_config, config.parallel_config
     model_class: Any = ModelRegistry.models[model.architecture]
