@@ -44,11 +44,14 @@ class Features:
 
     Attributes:
         releases: of switches that not every release has, which have it.
+        host_first: refused switches that the host itself ends on, before the plugin is asked, where
+            no other flag is given; each with its value where it is one of several.
     """
 
     flags: tuple[Feature, ...]
     variables: tuple[Feature, ...]
     releases: Mapping[str, SpecifierSet]
+    host_first: frozenset[str]
 
 
 def refused_table(host: HostName) -> tuple[Any, ...]:
@@ -70,7 +73,7 @@ def load_features(host: HostName) -> Features:
     releases = {
         name: SpecifierSet(wanted) for wanted, names in found["only_in"].items() for name in names
     }
-    return Features(flags, variables, releases)
+    return Features(flags, variables, releases, frozenset(found["host_first"]))
 
 
 def faults(features: Features, switches: Switches) -> list[str]:

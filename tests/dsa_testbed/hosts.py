@@ -55,6 +55,7 @@ VLLM = Host(
                 *("--max-model-len", "4352"),
                 *("--max-num-batched-tokens", "256"),
                 *("--max-num-seqs", "16"),
+                *("--enable-chunked-prefill", "--enable-prefix-caching"),
             ),
             (("VLLM_CPU_KVCACHE_SPACE", "1"),),
         ),
@@ -68,8 +69,10 @@ VLLM = Host(
             # For generate_at_once.
             (("VLLM_SERVER_DEV_MODE", "1"),),
         ),
-        "mtp": Setting(("--speculative-config", '{"method": "mtp", "num_speculative_tokens": 2}')),
-        "two_ranks": Setting(("-tp", "2"), (("VLLM_CPU_OMP_THREADS_BIND", "0|1"),)),
+        "mtp": Setting(("--spec-method", "mtp", "--spec-tokens", "2")),
+        "two_ranks": Setting(
+            ("--tensor-parallel-size", "2"), (("VLLM_CPU_OMP_THREADS_BIND", "0|1"),)
+        ),
         "fp8_caches": Setting(("--kv-cache-dtype", "fp8_ds_mla"), _FP8_INDEX_CACHE),
     },
 )
@@ -84,6 +87,8 @@ SGLANG = Host(
                 *("--chunked-prefill-size", "256"),
                 *("--max-running-requests", "16"),
                 *("--max-total-tokens", "32768"),
+                *("--max-prefill-tokens", "8192"),
+                *("--page-size", "64"),
                 # SGLang's default is 0 with data parallelism: it sets aside a GPU's activations.
                 # And what other processes take while it loads counts as its own.
                 *("--mem-fraction-static", "0.5"),
@@ -110,9 +115,11 @@ SGLANG = Host(
             # What SGLang does with drafts is in Triton alone; interpreting our ops too takes hours.
             (("TRITON_INTERPRET", "1"), ("DSA_KERNELS", "torch")),
         ),
-        "two_ranks": Setting(("--tp", "2"), _TWO_CORES),
+        "two_ranks": Setting(("--tp-size", "2"), _TWO_CORES),
         "two_stages": Setting(("--pp-size", "2"), _TWO_CORES),
-        "two_ranks_dp": Setting(("--tp", "2", "--dp", "2", "--enable-dp-attention"), _TWO_CORES),
+        "two_ranks_dp": Setting(
+            ("--tp-size", "2", "--dp-size", "2", "--enable-dp-attention"), _TWO_CORES
+        ),
         "fp8_caches": Setting(("--kv-cache-dtype", "fp8_e4m3"), _FP8_INDEX_CACHE),
     },
 )

@@ -1,7 +1,8 @@
-"""Every flag and variable of both hosts is classified, and what is refused is refused by name."""
+"""Every flag and variable of both hosts is classified; what is served has a test that sets it."""
 
-import argparse
 import ast
+import os
+import re
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -9,23 +10,20 @@ from typing import Any, get_args
 
 import pytest
 
-from dsa_plugin.doctor.features import faults, load_features, refused_table
+from dsa_plugin.doctor.features import Feature, faults, load_features
 from dsa_plugin.hosts.refusal import Refused, refuse
-from dsa_plugin.probe.ask import Question, Target, ask
-from dsa_plugin.probe.switches import Switch, Switches, flags_of, read_switches
+from dsa_plugin.probe.switches import Switch, Switches, read_switches
 from dsa_plugin.recipes.schema import HostName
-from dsa_testbed.checkpoint import make_checkpoint
+from dsa_testbed.new_switch import FLAG, HELP, VARIABLE
 from dsa_testbed.sglang_server import sglang_python
 
 ROOT = Path(__file__).resolve().parents[2]
-A100S = Target("NVIDIA A100-SXM4-80GB", "sm80", 80 << 30, 8)
-MODEL_FLAG = {"vllm": "--model", "sglang": "--model-path"}
-# Flags without which the host itself ends first.
-BESIDE = {
-    "--dcp-size": ["--tp-size", "4"],
-    "--decode-context-parallel-size": ["--tensor-parallel-size", "2"],
-    "--prefill-context-parallel-size": ["--tensor-parallel-size", "2"],
-    "--speculative-eagle-topk": ["--speculative-algorithm", "EAGLE"],
+TESTS = ROOT / "tests"
+# Tests that set a switch without its name: how it reads there.
+SET_AS = {
+    "--compilation-config": "CompilationConfig",
+    "--compilation-config.mode": "CompilationMode",
+    "--model-path": "launcher",  # of every server
 }
 
 
@@ -58,19 +56,32 @@ def switches(host: HostName) -> Switches:
 
 
 @pytest.mark.serving
-def test_every_switch_is_classified(host: HostName, switches: Switches) -> None:
-    assert faults(load_features(host), switches) == []
+def test_every_switch_is_classified(
+    host: HostName, switches: Switches, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = SCRIPT.check({host: switches})
+    assert capsys.readouterr().out == "every switch is classified\n"
+    assert code == 0
 
 
 @pytest.mark.serving
-def test_a_new_flag_is_noticed(host: HostName, switches: Switches) -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--fake-attention", help="Attend to fakes.")
-    flags = switches.flags | {flag.name: flag for flag in flags_of(parser)}
-    variables = switches.variables | {"FAKE_CACHE": Switch("FAKE_CACHE")}
-    assert faults(load_features(host), Switches(switches.version, flags, variables)) == [
-        "--fake-attention is new and unclassified: Attend to fakes.",
-        "FAKE_CACHE is new and unclassified: ",
+def test_a_new_flag_is_noticed(
+    host: HostName,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of the host's own parser and table of variables, as `ci/host_features --check` reads them."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS), prepend=os.pathsep)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {python_of(host)} -m dsa_testbed.new_switch "$@"\n')
+    python.chmod(0o755)
+    grown = read_switches(str(python), host)
+    assert SCRIPT.check({host: grown}) == 1
+    release = f"{SCRIPT.TITLES[host]} {grown.version}"
+    assert capsys.readouterr().out.splitlines() == [
+        f"{release}: {FLAG} is new and unclassified: {HELP}",
+        f"{release}: {VARIABLE} is new and unclassified: ",
     ]
 
 
@@ -90,55 +101,67 @@ def test_a_new_value_and_a_flag_that_is_gone_are_noticed(
     assert len(found) == 2
 
 
-def test_each_test_named_is_there(host: HostName) -> None:
+def reads(test: str) -> str:
+    """What a test runs: its function, what its file has outside of tests, and the testbed it uses.
+
+    Empty where there is no such test.
+    """
+    file, _, name = test.partition("::")
+    text = (ROOT / file).read_text(encoding="utf-8")
+    body = ast.parse(text).body
+    is_test = [isinstance(n, ast.FunctionDef) and n.name.startswith("test_") for n in body]
+    mine = [n for n in body if isinstance(n, ast.FunctionDef) and n.name == name]
+    if not mine:
+        return ""
+    outside = [node for node, left in zip(body, is_test, strict=True) if not left]
+    parts = [ast.get_source_segment(text, node) or "" for node in (*outside, *mine)]
+    used = re.findall(r"from dsa_testbed\.(\w+) import", "\n".join(parts))
+    if "hosts" in used:
+        used += ["server", "sglang_server"]
+    parts += [(TESTS / "dsa_testbed" / f"{module}.py").read_text() for module in used]
+    decorators = [node for each in mine for node in each.decorator_list]
+    parts += [ast.get_source_segment(text, node) or "" for node in decorators]
+    return "\n".join(parts)
+
+
+def sets(text: str, feature: Feature) -> bool:
+    """Whether a test's text has the switch, or the field that it sets, and its value."""
+    field = feature.name.rpartition(".")[2]
+    spelt = {feature.name, field, field.lstrip("-").replace("-", "_"), SET_AS.get(feature.name)}
+
+    def has(word: str) -> bool:
+        return re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text) is not None
+
+    return any(map(has, filter(None, spelt))) and (not feature.value or has(feature.value))
+
+
+def test_each_test_that_is_named_sets_the_switch(host: HostName) -> None:
     features = load_features(host)
-    missing = []
-    for test in {f.reason for f in features.flags + features.variables if f.classed == "served"}:
-        file, _, name = test.partition("::")
-        tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-        if name not in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}:
-            missing.append(test)
-    assert missing == []
+    served = [f for f in features.flags + features.variables if f.classed == "served"]
+    texts = {test: reads(test) for test in {feature.reason for feature in served}}
+    assert [test for test, text in texts.items() if not text] == []
+    wrong = [f"{f.name} {f.value}: {f.reason}" for f in served if not sets(texts[f.reason], f)]
+    assert wrong == []
+
+
+def test_a_test_that_does_not_set_a_switch_is_noticed() -> None:
+    engine = "tests/serving/test_vllm_engine.py"
+    lora = reads(f"{engine}::test_lora")
+    assert sets(lora, Feature("--max-lora-rank", "served", ""))
+    assert not sets(lora, Feature("--weight-transfer-config", "served", ""))
+    assert not sets(lora, Feature("--max-lora-rank", "served", "", "12345"))
+    assert not sets(
+        reads(f"{engine}::test_pipeline_stages"), Feature("--max-lora-rank", "served", "")
+    )
+    assert reads(f"{engine}::test_nothing") == ""
 
 
 @pytest.mark.serving
 def test_the_document_is_what_it_says() -> None:
     fix = "run ci/host_features and commit what it writes"
-    assert SCRIPT.DOCUMENT.read_text(encoding="utf-8") == SCRIPT.generate(), fix
-
-
-def question(host: HostName, entry: Refused, model: Path, plugin: str) -> Question:
-    """A command line with the example of an entry."""
-    arguments = [MODEL_FLAG[host], str(model), *BESIDE.get(entry.name, [])]
-    env = {"DSA_PLUGIN": plugin}
-    if not entry.at:
-        env[entry.name] = entry.example
-    elif entry.name.startswith("--speculative-config."):
-        values = {"method": '"mtp"', entry.name.partition(".")[2]: f'"{entry.example}"'}
-        pairs = ", ".join(f'"{key}": {value}' for key, value in values.items())
-        arguments += ["--speculative-config", f'{{{pairs}, "num_speculative_tokens": 2}}']
-    else:
-        arguments += [entry.name, *([entry.example] if entry.example else [])]
-    return Question(arguments, A100S, env)
-
-
-@pytest.mark.serving
-def test_what_is_refused_is_refused_by_name(host: HostName, switches: Switches) -> None:
-    """On eight A100s, so that what only GPUs have is asked for too; the host may end before us."""
-    model = make_checkpoint("v32")
-    known = {*switches.flags, *switches.variables}
-    table = [entry for entry in refused_table(host) if entry.name in known]
-    questions = [question(host, entry, model, "on") for entry in table]
-    answers = ask(python_of(host), host, questions)
-    served = [e.name for e, answer in zip(table, answers, strict=True) if answer.error is None]
-    assert served == []
-    by_us = {
-        entry.name
-        for entry, answer in zip(table, answers, strict=True)
-        if answer.error and f". {entry.name}" in answer.error and entry.why in answer.error
-    }
-    others = {e.name: a.error for e, a in zip(table, answers, strict=True) if e.name not in by_us}
-    assert len(by_us) >= 0.7 * len(table), others
+    assert SCRIPT.DOCUMENT.read_text(encoding="utf-8") == SCRIPT.document(SCRIPT.read_releases()), (
+        fix
+    )
 
 
 def test_reasons_are_numbered() -> None:

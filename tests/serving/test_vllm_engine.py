@@ -66,7 +66,12 @@ def test_fp8_key_projection(fp8_key_projection: tuple[Path, Path]) -> None:
     stored, meant = fp8_key_projection
     prompts = [text_tokens(0, 700), text_tokens(500, 250)]
     served = in_engine(
-        generate_loaded_through_one_buffer, stored, prompts=prompts, max_tokens=MAX_TOKENS
+        generate_loaded_through_one_buffer,
+        stored,
+        {"load_format": "safetensors"},
+        {"VLLM_MLA_DISABLE": "1"},  # of the host's own attention
+        prompts=prompts,
+        max_tokens=MAX_TOKENS,
     )
     assert served == oracle_generate(meant, prompts, MAX_TOKENS)
 
