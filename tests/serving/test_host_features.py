@@ -3,7 +3,6 @@
 import ast
 import os
 import re
-import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, get_args
@@ -15,7 +14,7 @@ from dsa_plugin.hosts.refusal import Refused, refuse
 from dsa_plugin.probe.switches import Switch, Switches, read_switches
 from dsa_plugin.recipes.schema import HostName
 from dsa_testbed.new_switch import FLAG, HELP, VARIABLE
-from dsa_testbed.sglang_server import sglang_python
+from dsa_testbed.switches import python_of, switches_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
@@ -40,10 +39,6 @@ def load_script() -> Any:
 SCRIPT = load_script()
 
 
-def python_of(host: HostName) -> str:
-    return sys.executable if host == "vllm" else str(sglang_python())
-
-
 @pytest.fixture(scope="module", params=get_args(HostName))
 def host(request: pytest.FixtureRequest) -> HostName:
     name: HostName = request.param
@@ -52,7 +47,7 @@ def host(request: pytest.FixtureRequest) -> HostName:
 
 @pytest.fixture(scope="module")
 def switches(host: HostName) -> Switches:
-    return read_switches(python_of(host), host)
+    return switches_of(host)
 
 
 @pytest.mark.serving
@@ -159,9 +154,8 @@ def test_a_test_that_does_not_set_a_switch_is_noticed() -> None:
 @pytest.mark.serving
 def test_the_document_is_what_it_says() -> None:
     fix = "run ci/host_features and commit what it writes"
-    assert SCRIPT.DOCUMENT.read_text(encoding="utf-8") == SCRIPT.document(SCRIPT.read_releases()), (
-        fix
-    )
+    written = SCRIPT.document({host: switches_of(host) for host in get_args(HostName)})
+    assert SCRIPT.DOCUMENT.read_text(encoding="utf-8") == written, fix
 
 
 def test_reasons_are_numbered() -> None:

@@ -5,7 +5,6 @@ On eight A100s, so that what only GPUs have is asked for too. One process a host
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import get_args
 
@@ -15,11 +14,10 @@ from dsa_plugin.doctor.features import load_features, refused_table
 from dsa_plugin.doctor.serving import MODEL_FLAG
 from dsa_plugin.hosts.refusal import Refused
 from dsa_plugin.probe.ask import Answer, Question, Target, ask
-from dsa_plugin.probe.switches import read_switches
 from dsa_plugin.recipes.schema import HostName
 from dsa_testbed.checkpoint import make_checkpoint
 from dsa_testbed.other_model import write_llama
-from dsa_testbed.sglang_server import sglang_python
+from dsa_testbed.switches import python_of, switches_of
 
 pytestmark = pytest.mark.serving
 
@@ -74,10 +72,6 @@ OF_OTHERS: dict[HostName, list[str]] = {
 }
 
 
-def python_of(host: HostName) -> str:
-    return sys.executable if host == "vllm" else str(sglang_python())
-
-
 def arguments_of(entry: Refused) -> tuple[list[str], dict[str, str]]:
     """Flags and variables with the example of an entry."""
     if not entry.at:
@@ -102,7 +96,7 @@ def host(request: pytest.FixtureRequest) -> HostName:
 @pytest.fixture(scope="module")
 def asked(host: HostName, tmp_path_factory: pytest.TempPathFactory) -> Asked:
     """Every answer, by what the question was about."""
-    switches = read_switches(python_of(host), host)
+    switches = switches_of(host)
     known = {*switches.flags, *switches.variables}
     folder = tmp_path_factory.mktemp("models")
     other = write_llama(folder / "llama")
