@@ -241,30 +241,28 @@ def test_no_package_shadows_hugging_face_kernels() -> None:
 
 
 _LOAD = """
-import json, sys, time
+import json, sys
 before = set(sys.modules)
-start = time.perf_counter()
 import dsa_plugin.hosts.{host}
-seconds = time.perf_counter() - start
-new = sorted({name.split(".")[0] for name in set(sys.modules) - before})
-print(json.dumps([seconds, new]))
+print(json.dumps(sorted(set(sys.modules) - before)))
 """
+_MODULES = 24  # 16 with Python 3.11: three of ours, and what logging imports
 
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_loading_the_plugin_is_cheap_and_imports_no_host(host: str) -> None:
     """Hosts load the plugin in every process and for every command, `vllm --help` too."""
-    best = float("inf")
-    for _ in range(3):
-        done = subprocess.run(
-            [sys.executable, "-c", _LOAD.replace("{host}", host)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        seconds, new = json.loads(done.stdout)
-        best = min(best, seconds)
-        # Without torch in the process, CUDA cannot have been initialised either.
-        assert not {*HOSTS, "torch", "triton", "transformers", "numpy"} & set(new)
-    assert best < 0.2
+    done = subprocess.run(
+        [sys.executable, "-c", _LOAD.replace("{host}", host)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    new = json.loads(done.stdout)
+    ours = [name for name in new if name.startswith("dsa_")]
+    assert ours == ["dsa_plugin", "dsa_plugin.hosts", f"dsa_plugin.hosts.{host}"]
+    # Without torch in the process, CUDA cannot have been initialised either.
+    roots = {name.split(".")[0] for name in new}
+    assert not {*HOSTS, "torch", "triton", "transformers", "numpy"} & roots
+    assert len(new) <= _MODULES

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import vllm
-from vllm.model_executor.models import deepseek_v2
 from vllm.platforms import current_platform
-from vllm.v1.kv_cache_interface import MLAAttentionSpec
 
 from dsa_plugin.hosts.replaced_names import replaced_names
 
@@ -62,6 +60,9 @@ def attention_classes(**classes: type) -> AbstractContextManager[None]:
     Remove when: the host's DeepseekV2DecoderLayer takes its attention class as an argument or a
     class attribute.
     """
+    # Not above: registering reads this file, in processes of other models too.
+    from vllm.model_executor.models import deepseek_v2
+
     # With use_mla off (`leave_cpu_mla_backend`) the decoder layer asks for DeepseekV2Attention.
     classes = {"DeepseekV2Attention": deepseek_v2.DeepseekV2MLAAttention, **classes}
     return replaced_names(deepseek_v2, **classes)
@@ -119,6 +120,8 @@ def cache_spec(block_size: int, head_size: int, dtype: torch.dtype, *, indexer: 
     `cache_dtype_str`, which says nothing else there, tells them apart.
     Remove when 0.28 is no longer supported.
     """
+    from vllm.v1.kv_cache_interface import MLAAttentionSpec
+
     known = {field.name for field in fields(MLAAttentionSpec)}
     kwargs: dict[str, Any] = {}
     if indexer and "cache_role" in known:
