@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from dsa_kernels.arch import ARCHS
 from dsa_kernels.indexer_logits.kernel import paged_programs_per_sm
 from dsa_kernels.launch import launch_config
+from dsa_kernels.sparse_mla.kernel import shape_key
 from dsa_plugin.planning.forms import read_form
 from dsa_plugin.planning.measured import SHIPPED
 from dsa_plugin.planning.sizes import LATENT_BYTES
@@ -115,7 +116,7 @@ def _roofline(measured: dict[str, float]) -> dict[str, float]:
 def _sweep(content: dict[str, Any], file: str, left_out: list[str]) -> Iterator[Row]:
     """A row of each case whose present launch configuration was measured."""
     for case in content["cases"]:
-        found = _case(case["case"])
+        found = _case(case["case"], _triton(content))
         if found is None:
             left_out.append(f"{case['case']}: plans have no such op")
             continue
@@ -164,7 +165,7 @@ def _row(op: str, name: str, us: float, flops: int, nbytes: int) -> Row:
     }
 
 
-def _case(sweep: str) -> tuple[str, str, tuple[str, Hashable]] | None:
+def _case(sweep: str, triton: str) -> tuple[str, str, tuple[str, Hashable]] | None:
     """A sweep's case: op, the name that benchmarks/kernels.py would use, op and key in tuning."""
     kind, which, *_ = words = sweep.split()
     found = (re.search(unit, sweep) for unit in (r"(\d+)r\b", r"(\d+)K\b", r"h(\d+)"))
@@ -172,8 +173,8 @@ def _case(sweep: str) -> tuple[str, str, tuple[str, Hashable]] | None:
     where = f"{which} {keys}K, {rows} rows"
     if kind == "sparse":
         dtype = words[-1]
-        sharing = min(64, max(16, 1 << (heads - 1).bit_length()))
-        key: tuple[str, Hashable] = ("float" if dtype == "bf16" else dtype, sharing)
+        wide = launch_config("sparse_mla", ARCH, ("float", 64), triton)
+        key = shape_key(rows, heads, 2048, dtype == "fp8", ARCH, wide)
         return "sparse_mla", f"{where}, {heads} heads, {dtype}", ("sparse_mla", key)
     if kind == "masked":
         width = int(words[-1])

@@ -31,6 +31,7 @@ _done: set[Hashable] = set()
 
 _REQUESTS = [1 << n for n in range(9)]  # of a decode; more fill no chip that 256 do not fill
 _ROWS = [1 << n for n in range(5)]  # of a prefill; a program scores no more of them
+_MANY_ROWS = _REQUESTS[-1]  # of a prefill, whose selections are not split
 _TIMES_TOPK = (1, 2, 4, 8)  # contexts: the last is selected from in parts
 
 
@@ -99,11 +100,11 @@ def _zeros(like: Projections, rows: int) -> Projections:
 
 
 def _batches(like: DSAMetadata, index_topk: int) -> Iterator[DSAMetadata]:
-    """Decodes of each number of requests, prefills of few rows, and both of each context."""
+    """Decodes of each number of requests, prefills of few and many rows, both of each context."""
     contexts = [times * index_topk + 1 for times in _TIMES_TOPK]
     for requests in _REQUESTS:
         yield _decode(like, requests, contexts[0])
-    for rows in _ROWS:
+    for rows in (*_ROWS, _MANY_ROWS):
         yield _prefill(like, rows, contexts[0])
     for context in contexts[1:]:
         yield _decode(like, 1, context)

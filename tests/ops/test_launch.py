@@ -122,13 +122,16 @@ def test_compile_cases_need_every_configuration() -> None:
     assert launch_config.cache_info().currsize == sum(len(table) for table in BASE.values())
 
 
-def sparse_mla_launches(rows: int, heads: int, k: int, arch: Arch) -> list[Launch]:
+def sparse_mla_launches(
+    rows: int, heads: int, k: int, arch: Arch, fp8: bool = False
+) -> list[Launch]:
     from dsa_kernels.sparse_mla import kernel
 
+    width, cache_dtype = (656, torch.uint8) if fp8 else (576, torch.bfloat16)
     with torch.device("meta"):
         return kernel.launches(
             torch.empty(rows, heads, 576, dtype=torch.bfloat16),
-            torch.empty(9, 64, 576, dtype=torch.bfloat16),
+            torch.empty(9, 64, width, dtype=cache_dtype),
             torch.empty(rows, k, dtype=torch.int64),
             None,
             1.0,
@@ -155,6 +158,24 @@ def test_sparse_mla_fills_a_chip_with_few_rows(arch: Arch) -> None:
             for launch in merge:
                 assert launch.arguments["splits"] == parts
                 assert launch.grid[0] == rows * heads
+
+
+def test_few_rows_of_many_heads_take_smaller_blocks_of_them(
+    triton_version: Callable[[str], None],
+) -> None:
+    """Those whose blocks of 64 heads could not fill half a chip, over a cache that is no fp8."""
+    triton_version("3.6.0")
+    found = {
+        (rows, heads, fp8): sparse_mla_launches(rows, heads, 2048, ARCHS["sm90"], fp8)[0]
+        for rows, heads, fp8 in product((1, 2, 3, 32, 1024), (64, 128), (False, True))
+    }
+    small = {case for case, launch in found.items() if launch.config.blocks["BLOCK_H"] == 32}
+    assert small == {(1, 64, False), (2, 64, False), (1, 128, False)}
+    for case in small:
+        programs, parts = found[case].grid
+        assert ARCHS["sm90"].num_sms // 2 < 2 * programs * parts
+    (attend,) = sparse_mla_launches(1, 128, 64, ARCHS["sm90"])
+    assert attend.grid == (4, 1)
 
 
 def test_parts_of_sparse_mla_take_least_time() -> None:

@@ -18,6 +18,7 @@ from dsa_kernels.arch import Arch, arch_of
 from dsa_kernels.dims import FP8_BLOCK, KV_LORA_RANK, LATENT_DIM, LATENT_FP8_BYTES, LATENT_SCALES
 from dsa_kernels.launch import Launch, check_near_heads, launch_config, strides
 from dsa_kernels.primitives import decode_e4m3, dot, round_to
+from dsa_kernels.tuning import LaunchConfig
 
 _MAX_SPLITS = tl.constexpr(64)
 _NOPE = tl.constexpr(KV_LORA_RANK)
@@ -57,7 +58,7 @@ def launches(
 ) -> list[Launch]:
     """One launch where the rows fill the chip, else one over parts and one that merges them.
 
-    Shape keys: ("float" or "fp8" cache, heads up to 16, 32 or 64), "float32" queries, "merge".
+    Shape keys: `shape_key`'s, "float32" queries, "merge".
     """
     rows, heads, _ = q.shape
     k = slots.shape[1]
@@ -65,8 +66,9 @@ def launches(
         return []
     check_near_heads(q=q, out=out, lse=lse)
     fp8 = cache.dtype == torch.uint8
-    kind = ("fp8" if fp8 else "float", min(64, max(16, triton.next_power_of_2(heads))))
-    config = launch_config("sparse_mla", arch, "float32" if q.dtype == torch.float32 else kind)
+    wide = launch_config("sparse_mla", arch, ("float", 64))
+    key = shape_key(rows, heads, k, fp8, arch, wide)
+    config = launch_config("sparse_mla", arch, "float32" if q.dtype == torch.float32 else key)
     programs = rows * triton.cdiv(heads, config.blocks["BLOCK_H"])
     # The registers of an SM have room for 256 threads of these kernels.
     places = arch.num_sms * max(1, 256 // (config.num_warps * arch.warp_size))
@@ -121,6 +123,25 @@ def launches(
         config,
     )
     return [attend, merge]
+
+
+def shape_key(
+    rows: int, heads: int, k: int, fp8: bool, arch: Arch, wide: LaunchConfig
+) -> tuple[str, int]:
+    """("float" or "fp8" cache, heads that a program may take: up to 16, 32 or 64).
+
+    Where 64 of rows so few would leave half the chip without a tile, up to 32: other programs take
+    the rest of them. Not of fp8 latents, which each program would decode anew.
+
+    Args:
+        wide: the configuration of ("float", 64).
+    """
+    block = min(64, max(16, triton.next_power_of_2(heads)))
+    if fp8:
+        return "fp8", block
+    tiles = min(triton.cdiv(k, wide.blocks["BLOCK_K"]), _MAX_SPLITS.value)
+    few = 2 * rows * triton.cdiv(heads, wide.blocks["BLOCK_H"]) * tiles <= arch.num_sms
+    return "float", min(block, 32) if few else block
 
 
 @cache
