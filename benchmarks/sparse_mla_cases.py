@@ -6,6 +6,7 @@ masked_mha, its form for short prefills, beside torch's attention with the same 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -40,77 +41,75 @@ def cases(scale: Scale) -> Iterator[Case]:
         for batch in (1,) if scale.tiny else (1, 8, 32, 128):
             for h in heads:
                 for dtype in dtypes:
-                    yield _case(scale, "decode", batch, batch, context, h, topk, dtype)
+                    yield _case(scale, "decode", _Shape(batch, batch, context, h, topk, dtype))
     chunk = 2 if scale.tiny else 4096
     for context in (128,) if scale.tiny else (32 << 10, 128 << 10):
         for h in heads:
             for dtype in dtypes:
-                yield _case(scale, "prefill", 1, chunk, context, h, topk, dtype)
+                yield _case(scale, "prefill", _Shape(1, chunk, context, h, topk, dtype))
     for context in (128,) if scale.tiny else (4 << 10, 8 << 10):
         for h in (2,) if scale.tiny else heads:
             yield _masked_case(scale, 32 if scale.tiny else 4096, context, h, topk)
 
 
-def _case(
-    scale: Scale,
-    step: str,
-    requests: int,
-    rows: int,
-    context: int,
-    heads: int,
-    topk: int,
-    cache_dtype: torch.dtype,
-) -> Case:
+@dataclass(frozen=True)
+class _Shape:
     """`rows` queries spread evenly over `requests` contexts of `context` tokens."""
-    kind = "fp8" if cache_dtype == torch.uint8 else "bf16"
+
+    requests: int
+    rows: int
+    context: int
+    heads: int
+    topk: int
+    cache_dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return sparse_mla_bytes(self.rows, self.topk, self.cache_dtype)
+
+
+def _case(scale: Scale, step: str, of: _Shape) -> Case:
+    kind = "fp8" if of.cache_dtype == torch.uint8 else "bf16"
     return Case(
         op="sparse_mla",
-        shape=f"{step} {context >> 10}K, {rows} rows, {heads} heads, {kind}",
-        order=(context != USUAL_CONTEXT) + (heads != V32.num_attention_heads),
-        flops=sparse_mla_flops(rows, heads, topk),
-        bytes=sparse_mla_bytes(rows, topk, cache_dtype),
+        shape=f"{step} {of.context >> 10}K, {of.rows} rows, {of.heads} heads, {kind}",
+        order=(of.context != USUAL_CONTEXT) + (of.heads != V32.num_attention_heads),
+        flops=sparse_mla_flops(of.rows, of.heads, of.topk),
+        bytes=of.nbytes,
         tolerance=TOLERANCE,
-        make=partial(_calls, scale, requests, rows, context, heads, topk, cache_dtype),
+        make=partial(_calls, scale, of),
     )
 
 
-def _calls(
-    scale: Scale,
-    requests: int,
-    rows: int,
-    context: int,
-    heads: int,
-    topk: int,
-    cache_dtype: torch.dtype,
-) -> Calls:
+def _calls(scale: Scale, of: _Shape) -> Calls:
     ours: list[Run] = []
     inputs: list[tuple[Tensor, Tensor, Tensor]] = []
-    for _ in range(scale.copies(sparse_mla_bytes(rows, topk, cache_dtype))):
-        cache = latent_cache(requests * context // BLOCK_SIZE, cache_dtype, scale.device)
-        q = torch.randn(rows, heads, LATENT_DIM, device=scale.device).bfloat16()
-        table = block_table(requests, context, scale.device)
-        slots = selected_slots(table, rows // requests, topk)
-        out = torch.empty(rows, heads, KV_LORA_RANK, dtype=q.dtype, device=scale.device)
+    for _ in range(scale.copies(of.nbytes)):
+        cache = latent_cache(of.requests * of.context // BLOCK_SIZE, of.cache_dtype, scale.device)
+        q = torch.randn(of.rows, of.heads, LATENT_DIM, device=scale.device).bfloat16()
+        table = block_table(of.requests, of.context, scale.device)
+        slots = selected_slots(table, of.rows // of.requests, of.topk)
+        out = torch.empty_like(q[..., :KV_LORA_RANK])
         ours.append(partial(_ours, q, cache, slots, out))
         inputs.append((q, cache, slots.int()))
     peers = {
         "Gluon, experimental": runs(_gluon_form(*inputs[0][:2]), _gluon, inputs),
         "FlashMLA": runs(
             scale.peers.module("vllm.third_party.flashmla.flash_mla_interface"),
-            partial(_flash_mla, heads=heads, state={}),
-            [(pad(q, (0, 0, 0, max(0, FLASH_MLA_HEADS - heads))), *rest) for q, *rest in inputs],
+            partial(_flash_mla, heads=of.heads, state={}),
+            [(pad(q, (0, 0, 0, max(0, FLASH_MLA_HEADS - of.heads))), *rest) for q, *rest in inputs],
         ),
     }
-    if cache_dtype == torch.bfloat16:
-        peers |= _triton_peers(scale, rows, heads, topk, inputs)
+    if of.cache_dtype == torch.bfloat16:
+        peers |= _triton_peers(scale, of, inputs)
     return Calls(ours, peers)
 
 
 def _triton_peers(
-    scale: Scale, rows: int, heads: int, topk: int, inputs: list[tuple[Tensor, Tensor, Tensor]]
+    scale: Scale, of: _Shape, inputs: list[tuple[Tensor, Tensor, Tensor]]
 ) -> dict[str, list[Run] | str]:
     options = {
-        "topk_length": torch.full((rows,), topk, dtype=torch.int32, device=scale.device),
+        "topk_length": torch.full((of.rows,), of.topk, dtype=torch.int32, device=scale.device),
         # A tile: otherwise it asks the GPU.
         "config": (16, 4, 1) if scale.tiny else None,
     }
@@ -122,8 +121,8 @@ def _triton_peers(
         ),
         "SGLang Triton, split": (f"{SGLANG}.triton_sparse_mla", _sglang_split),
     }
-    if rows * heads > MOST_TRITON_PEER_ROWS:
-        return dict.fromkeys(kernels, f"takes minutes at {rows} rows of {heads} heads")
+    if of.rows * of.heads > MOST_TRITON_PEER_ROWS:
+        return dict.fromkeys(kernels, f"takes minutes at {of.rows} rows of {of.heads} heads")
     return {
         name: runs(scale.peers.module(module), call, inputs)
         for name, (module, call) in kernels.items()

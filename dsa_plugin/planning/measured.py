@@ -22,33 +22,48 @@ from dsa_plugin.planning.work import Precision, Work
 SHIPPED = Path(__file__).parent / "h100.json"
 
 
-@dataclass(frozen=True)
-class Row:
-    """One measured case.
+@dataclass(frozen=True, kw_only=True)
+class MeasuredCase:
+    """A time that a kernel's is computed from.
 
     Attributes:
-        op, form: as of `Work`.
         case: what the benchmark called it.
-        flops, bytes, precision: its work.
-        seconds: what it took.
+        us: what it took.
         device, date, triton, config, source: on what, when, with which version, launched how, in
             which file; "": not known.
         former: how the kernel was another then; "": it is what the plugin has.
     """
 
-    op: str
-    form: str
     case: str
-    flops: float
-    bytes: float
-    precision: Precision
-    seconds: float
+    us: float
     device: str
     date: str
     triton: str
     config: str
     source: str
-    former: str = ""
+    former: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measured case, and its work.
+
+    Attributes:
+        op, form: as of `Work`.
+        flops, bytes, precision: its work.
+        measured: the time, and where it is from.
+    """
+
+    op: str
+    form: str
+    flops: float
+    bytes: float
+    precision: Precision
+    measured: MeasuredCase
+
+    @property
+    def seconds(self) -> float:
+        return self.measured.us / 1e6
 
     @property
     def size(self) -> float:
@@ -154,9 +169,10 @@ class MeasuredKernels:
     @property
     def provenance(self) -> str:
         """Chip, days, versions of Triton, file."""
+        cases = [row.measured for row in self.rows]
         days, versions = (
             " to ".join(sorted({min(texts), max(texts)})) if texts else ""
-            for texts in ([row.date for row in self.rows], [row.triton for row in self.rows])
+            for texts in ([case.date for case in cases], [case.triton for case in cases])
         )
         known = [self.device, days, versions and f"Triton {versions}", str(self.path)]
         return ", ".join(filter(None, known))
@@ -192,15 +208,17 @@ def _row(row: dict[str, Any], content: dict[str, Any], path: Path) -> Row:
     return Row(
         op=op,
         form=form,
-        case=case,
         flops=row["flops"],
         bytes=row["bytes"],
         precision="fp8" if op == "indexer_logits" and "fp8" in form else "bf16",
-        seconds=row["us"] / 1e6,
-        device=content["device"],
-        date=row.get("date", content["date"])[:10],
-        triton=row.get("triton") or content.get("versions", {}).get("triton", ""),
-        config=row.get("config", ""),
-        source=row.get("source", path.name),
-        former=row.get("former", ""),
+        measured=MeasuredCase(
+            case=case,
+            us=row["us"],
+            device=content["device"],
+            date=row.get("date", content["date"])[:10],
+            triton=row.get("triton") or content.get("versions", {}).get("triton", ""),
+            config=row.get("config", ""),
+            source=row.get("source", path.name),
+            former=row.get("former", ""),
+        ),
     )

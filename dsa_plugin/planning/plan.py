@@ -15,6 +15,7 @@ from dsa_plugin.planning.cost import (
 )
 from dsa_plugin.planning.deployment import Deployment
 from dsa_plugin.planning.gpus import Gpu
+from dsa_plugin.planning.measured import MeasuredCase
 from dsa_plugin.planning.roofline import (
     Rates,
     StepTime,
@@ -126,23 +127,6 @@ class Cost:
     prefill_dense: float
     decode: float | None
     decode_dense: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeasuredCase:
-    """A time that a kernel's is computed from; "": not known.
-
-    `former`: how the kernel was another then; "": it was not.
-    """
-
-    case: str
-    us: float
-    device: str
-    date: str
-    triton: str
-    config: str
-    source: str
-    former: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -365,19 +349,7 @@ def _kernel(batch: Batch, gpu: Gpu, works: list[Work], times: list[Timed]) -> Ke
         us=seconds * 1e6,
         roofline_fraction=sum(work.calls * peak_seconds(gpu, work) for work in works) / seconds,
         basis=bases.pop() if len(bases) == 1 else "estimate",
-        measured=[
-            MeasuredCase(
-                case=row.case,
-                us=row.seconds * 1e6,
-                device=row.device,
-                date=row.date,
-                triton=row.triton,
-                config=row.config,
-                source=row.source,
-                former=row.former,
-            )
-            for row in rows
-        ],
+        measured=[row.measured for row in rows],
     )
 
 

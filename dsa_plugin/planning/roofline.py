@@ -64,7 +64,7 @@ class Rates:
                 if not same:
                     there = replace(work, precision=rows[0].precision)
                     seconds *= peak_seconds(self.gpu, work) / peak_seconds(figures.gpu, there)
-                former = any(row.former for row in used)
+                former = any(row.measured.former for row in used)
                 basis: Basis = "measured" if same and not former else "estimate"
                 seconds = max(seconds, peak_seconds(self.gpu, work))
                 return Timed(work.calls * seconds, basis, used)
@@ -92,7 +92,7 @@ class Rates:
         ]
 
     def _describe(self, figures: MeasuredKernels, peaks: str) -> str:
-        ops = ", ".join(dict.fromkeys(row.op for row in figures.rows if not row.former))
+        ops = ", ".join(dict.fromkeys(row.op for row in figures.rows if not row.measured.former))
         measured, others = f"{ops}, on {figures.provenance}", _former(figures)
         if figures.fits(self.gpu):
             return f"measured: {measured}; estimate: another form of these{others}"
@@ -114,7 +114,9 @@ class Rates:
 
 def _former(figures: MeasuredKernels) -> str:
     """What was measured of kernels that changed since."""
-    changes = dict.fromkeys(f"{row.op} ({row.former})" for row in figures.rows if row.former)
+    changes = dict.fromkeys(
+        f"{row.op} ({row.measured.former})" for row in figures.rows if row.measured.former
+    )
     return f", and kernels that were others then: {', '.join(changes)}" if changes else ""
 
 

@@ -15,7 +15,7 @@ from dsa_plugin.planning import work as work_module
 from dsa_plugin.planning.deployment import Deployment
 from dsa_plugin.planning.forms import read_form
 from dsa_plugin.planning.gpus import GPUS, find_gpu
-from dsa_plugin.planning.measured import SHIPPED, MeasuredKernels
+from dsa_plugin.planning.measured import SHIPPED, MeasuredKernels, Row
 from dsa_plugin.planning.model import ModelShape
 from dsa_plugin.planning.plan import make_plan
 from dsa_plugin.planning.roofline import Rates, peak_seconds, prompt_seconds, step_time
@@ -50,6 +50,11 @@ def on_h200(tmp_path: Path) -> MeasuredKernels:
 
 def sparse(flops: float, form: str = "fp8, 64 heads") -> Work:
     return Work("sparse_mla", flops, 1e6, "bf16", form)
+
+
+def measured(row: Row, **changed: Any) -> Row:
+    """The same work, in another time or of another kernel."""
+    return replace(row, measured=replace(row.measured, **changed))
 
 
 def v32_layers(**keys: Any) -> Deployment:
@@ -93,7 +98,7 @@ def test_between_two_sizes_logarithms_are_interpolated(on_h200: MeasuredKernels)
 
 
 def test_a_lone_case_takes_launches_from_other_forms(on_h200: MeasuredKernels) -> None:
-    row = replace(on_h200.rows[0], form="bf16, 64 heads", flops=1e12, seconds=1e-2)
+    row = replace(measured(on_h200.rows[0], us=1e4), form="bf16, 64 heads", flops=1e12)
     kernels = replace(on_h200, rows=(*on_h200.rows, row))
     fixed = 40e-6 - 2e9 * 2400e-6 / 2e11
     seconds, _ = kernels.seconds(sparse(1e9, "bf16, 64 heads"))
@@ -103,7 +108,7 @@ def test_a_lone_case_takes_launches_from_other_forms(on_h200: MeasuredKernels) -
 
 
 def test_forms_are_not_mixed(on_h200: MeasuredKernels) -> None:
-    other = replace(on_h200.rows[0], form="fp8, 16 heads", seconds=1e-3)
+    other = replace(measured(on_h200.rows[0], us=1e3), form="fp8, 16 heads")
     kernels = replace(on_h200, rows=(*on_h200.rows, other))
     assert kernels.seconds(sparse(2e9))[1] == (on_h200.rows[0],)
     assert kernels.seconds(sparse(2e9, "fp8, 16 heads"))[1] == (other,)
@@ -161,8 +166,8 @@ def test_plans_ask_for_what_was_measured() -> None:
 def test_an_own_measurement_comes_first(on_h200: MeasuredKernels) -> None:
     rates = Rates(H200, (on_h200, ON_H100))
     ours, theirs = rates.time(sparse(2e9)), rates.time(Work("topk_select", 0, 1e6, "bf16"))
-    assert (ours.basis, ours.rows[0].device) == ("measured", "NVIDIA H200")
-    assert (theirs.basis, theirs.rows[0].device) == ("estimate", "NVIDIA H100 80GB HBM3")
+    assert (ours.basis, ours.rows[0].measured.device) == ("measured", "NVIDIA H200")
+    assert (theirs.basis, theirs.rows[0].measured.device) == ("estimate", "NVIDIA H100 80GB HBM3")
     # Other ops get as much of this chip as its own copy and products got.
     assert rates.seconds(Work("experts", 0, 4.8e12, "bf16")) == pytest.approx(2.0)
     assert rates.seconds(Work("experts", 989e12, 0, "bf16")) == pytest.approx(2.0)
@@ -247,7 +252,7 @@ def test_a_plan_says_where_its_times_are_from() -> None:
 
 def test_a_time_of_a_former_kernel_is_an_estimate(on_h200: MeasuredKernels) -> None:
     """As long as it was then, and no present kernel is said to have been measured."""
-    former = replace(on_h200.rows[0], former="had two launches")
+    former = measured(on_h200.rows[0], former="had two launches")
     kernels = replace(on_h200, rows=(former, on_h200.rows[1]))
     rates = Rates(H200, (kernels,))
     for flops, basis in ((2e9, "estimate"), (2e10, "estimate"), (2e11, "measured")):
@@ -349,7 +354,7 @@ def test_a_former_kernels_rows_say_so(
 
 
 def test_every_former_kernel_was_measured(script: ModuleType) -> None:
-    said = {row.former for row in ON_H100.rows} - {""}
+    said = {row.measured.former for row in ON_H100.rows} - {""}
     assert said == {former.why for cases in script.FORMER.values() for former in cases.values()}
 
 

@@ -220,7 +220,9 @@ def test_scores_are_products_of_fp8_where_the_chip_has_them(
 )
 def test_slow_peers_are_left_out(rows: int, heads: int, slow: bool) -> None:
     cpu = import_module("benchmark_case").Scale(torch.device("cpu"), True, Mock(module=str.upper))
-    peers = import_module("sparse_mla_cases")._triton_peers(cpu, rows, heads, 2048, [])
+    module = import_module("sparse_mla_cases")
+    shape = module._Shape(rows, rows, 8192, heads, 2048, torch.bfloat16)
+    peers = module._triton_peers(cpu, shape, [])
     assert len(peers) == 3
     assert all(("takes minutes" in reason) == slow for reason in peers.values())
 
