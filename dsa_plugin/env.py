@@ -43,6 +43,12 @@ def _positive_int(text: str) -> int:
     return int(text)
 
 
+def _switch(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise ValueError(text)
+    return text == "1"
+
+
 def _path(text: str) -> Path | None:
     return Path(text) if text else None
 
@@ -82,7 +88,14 @@ OP_COUNTS = Variable(
     "file in which each process keeps how often it ran which op, with its own suffix .<pid>",
     _path,
 )
-VARIABLES = (PLUGIN, INDEX_CACHE_DTYPE, LOGITS_WORKSPACE_MB, KERNELS, OP_COUNTS)
+CHECK = Variable(
+    "DSA_CHECK",
+    "0, 1",
+    "0",
+    "1 checks every pass: cached entries, selections and NaN; what is wrong is named and ends it",
+    _switch,
+)
+VARIABLES = (PLUGIN, INDEX_CACHE_DTYPE, LOGITS_WORKSPACE_MB, KERNELS, OP_COUNTS, CHECK)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +107,7 @@ class Env:
     logits_workspace_mb: int
     kernels: Kernels
     op_counts: Path | None
+    check: bool
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None) -> "Env":
@@ -111,6 +125,7 @@ class Env:
             logits_workspace_mb=read(LOGITS_WORKSPACE_MB, environ),
             kernels=cast(Kernels, read(KERNELS, environ)),
             op_counts=read(OP_COUNTS, environ),
+            check=read(CHECK, environ),
         )
 
     def index_cache_is_fp8(self, device_type: str) -> bool:

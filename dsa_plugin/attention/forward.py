@@ -44,7 +44,10 @@ def forward(
     warm_up_gpu(forward, layer, projections, metadata, topk_indices.shape[1])
     tokens = metadata.num_tokens
     projections = projections.first(tokens)
-    query = decode_slots = None
+    query = decode_slots = check = None
+    if layer.check is not None and tokens:
+        keys = None if layer.indexer is None else layer.indexer.key_cache
+        check = layer.check.begin(layer.latent_cache, keys, metadata, projections.positions)
     with ops.one_launch():
         write_latents(layer, projections, metadata)
         decode_query = rotate_decodes(layer.mla, projections, metadata)
@@ -52,9 +55,17 @@ def forward(
             write_index_keys(layer.indexer, projections, metadata)
             if not reuse_selection:
                 query = index_query(layer.indexer, projections, metadata, topk_indices.shape[1])
+    if check is not None:
+        check.written()
+        check.read(query)
     if layer.indexer is not None and not reuse_selection:
         decode_slots = select(layer.indexer, query, metadata, topk_indices)
-    attend(layer, projections, metadata, topk_indices, decode_slots, decode_query, out[:tokens])
+        if check is not None:
+            check.selected(topk_indices)
+    rows = out[:tokens]
+    attend(layer, projections, metadata, topk_indices, decode_slots, decode_query, rows, check)
+    if check is not None:
+        check.attended(rows)
     out[tokens:].zero_()
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dsa_kernels.cache_write import Norm, Rope
+from dsa_plugin.attention.invariants import LayerCheck
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,13 @@ class Layer:
         mla: its weights.
         latent_cache: [blocks, block_size, 576], or [blocks, block_size, 656] uint8 for fp8.
         indexer: None in a layer that attends to what another layer selected.
+        check: of `DSA_CHECK`; None where it is off.
     """
 
     mla: MLAWeights
     latent_cache: Tensor
     indexer: Indexer | None
+    check: LayerCheck | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dsa_plugin.attention import ops
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dsa_plugin.attention.invariants import PassCheck
     from dsa_plugin.attention.layer import Layer, MLAWeights, Projections
     from dsa_plugin.attention.metadata import DSAMetadata, PrefillChunk
 
@@ -37,6 +38,7 @@ def attend(
     decode_slots: Tensor | None,
     decode_query: Tensor,
     out: Tensor,
+    check: PassCheck | None = None,
 ) -> None:
     """Each row over its selection, in the fastest of three forms.
 
@@ -51,6 +53,7 @@ def attend(
         decode_slots: of the decode rows, from `select`; None: they are looked up.
         decode_query: of `rotate_decodes`; the rest of it is written.
         out: [T, heads, v_head_dim], written.
+        check: is shown what each row goes by.
     """
     index_topk = topk_indices.shape[1]
     done = []
@@ -62,6 +65,8 @@ def attend(
         else:
             continue
         done.append(chunk)
+        if check is not None:
+            check.used(topk_indices, slice(chunk.start, chunk.end), None)
     decodes = slice(0, metadata.num_decode_tokens)
     for rows in _other_rows(done, metadata):
         if rows == decodes:
@@ -76,6 +81,8 @@ def attend(
                 metadata.request_ids[rows],
                 metadata.block_size,
             )
+        if check is not None:
+            check.used(topk_indices, rows, slots)
         _attend_gathered(layer.mla, query, metadata, rows, layer.latent_cache, slots, out)
 
 

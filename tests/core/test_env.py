@@ -16,6 +16,7 @@ def test_defaults() -> None:
         logits_workspace_mb=512,
         kernels="auto",
         op_counts=None,
+        check=False,
     )
     assert Env.load({"PATH": "/bin", "NOT_DSA_X": "1"}) == expected
 
@@ -27,6 +28,7 @@ def test_values() -> None:
         "DSA_LOGITS_WORKSPACE_MB": "1",
         "DSA_KERNELS": "torch",
         "DSA_OP_COUNTS": "counts.json",
+        "DSA_CHECK": "1",
     }
     assert Env.load(given) == Env(
         plugin="off",
@@ -34,6 +36,7 @@ def test_values() -> None:
         logits_workspace_mb=1,
         kernels="torch",
         op_counts=Path("counts.json"),
+        check=True,
     )
 
 
@@ -55,6 +58,8 @@ def test_reads_the_process_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
         ("DSA_LOGITS_WORKSPACE_MB", "1_000"),
         ("DSA_LOGITS_WORKSPACE_MB", "²"),
         ("DSA_LOGITS_WORKSPACE_MB", ""),
+        ("DSA_CHECK", "yes"),
+        ("DSA_CHECK", ""),
     ],
 )
 def test_bad_value(name: str, value: str) -> None:
@@ -71,7 +76,8 @@ def test_bad_value(name: str, value: str) -> None:
         ("DSA_PLUGINS", "DSA_PLUGIN"),
         ("DSA_LOGITS_WORKSPACE", "DSA_LOGITS_WORKSPACE_MB"),
         ("DSA_INDEX_DTYPE", "DSA_INDEX_CACHE_DTYPE"),
-        ("DSA_", "DSA_PLUGIN"),
+        ("DSA_PLUGI", "DSA_PLUGIN"),
+        ("DSA_CHECKS", "DSA_CHECK"),
     ],
 )
 def test_unknown_name_is_an_error(typo: str, meant: str) -> None:

@@ -91,6 +91,7 @@ class DSAAttention(DeepseekV2AttentionMLA):
 
     indexer: DSAIndexer | None
     mla: attention.MLAWeights | None = None
+    check: attention.LayerCheck | None = None
 
     def read_weights(self) -> None:
         """Take the absorbed weights that the host made of kv_b_proj, after each load of weights."""
@@ -102,6 +103,8 @@ class DSAAttention(DeepseekV2AttentionMLA):
         if self.mla is not None:
             self.mla.reload(w_uk, w_uv)
             return
+        name = f"{self.layer_id} of the draft" if self.is_nextn else str(self.layer_id)
+        self.check = attention.layer_check(name, written_by_us_alone=True)
         self.mla = attention.MLAWeights(
             softmax_scale=self.scaling,
             kv_norm=Norm(self.kv_a_layernorm.weight, self.kv_a_layernorm.variance_epsilon),
@@ -122,7 +125,8 @@ class DSAAttention(DeepseekV2AttentionMLA):
         if self.indexer is not None:
             cache = backend.index_cache(self.layer_id)
             indexer = self.indexer.bound(self.mla.rope.cos_sin_cache, cache)
-        return attention.Layer(self.mla, backend.latent_cache(self.layer_id), indexer)
+        latents = backend.latent_cache(self.layer_id)
+        return attention.Layer(self.mla, latents, indexer, self.check)
 
     def _unquantised(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """The host makes per-tensor fp8 of some kv_b_proj; our products are not fp8."""

@@ -15,7 +15,7 @@ from sglang.srt.runtime_context import get_spec
 from torch import Tensor
 
 from dsa_kernels.dims import INDEX_FP8_BYTES, INDEX_HEAD_DIM, INDEX_PAGE
-from dsa_plugin.attention import warm_up_cpu
+from dsa_plugin.attention import pass_record, warm_up_cpu
 from dsa_plugin.attention.metadata import DSAMetadata
 from dsa_plugin.env import Env
 from dsa_plugin.hosts.sglang.metadata import (
@@ -44,11 +44,13 @@ class DSABackend(AttentionBackend):
         self.token_to_kv_pool = runner.token_to_kv_pool
         self._draft_tokens = get_spec().speculative_num_draft_tokens or 0
         self._workspace_bytes = Env.load().logits_workspace_mb << 20
+        self._record = pass_record(torch.device(self.device))
         # Built after the caches and before the server answers.
         index_dtype = self.token_to_kv_pool.index_k_with_scale_buffer_dtype
         warm_up_cpu(torch.device(self.device), index_dtype)
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
+        self._begin_pass(forward_batch)
         self.prepared = prepare(
             forward_batch,
             self.req_to_token_pool.req_to_token,
@@ -64,6 +66,7 @@ class DSABackend(AttentionBackend):
         self._request_ids: dict[int, Tensor] = {}  # by rows of each request
 
     def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
+        self._begin_pass(forward_batch)
         tokens = self.req_to_token_pool.req_to_token
         requests = forward_batch.batch_size
         table = self._block_table[:requests]
@@ -76,6 +79,10 @@ class DSABackend(AttentionBackend):
         self.prepared = prepare_uniform(
             table, self._request_ids[query_len][:rows], requests, self._workspace_bytes
         )
+
+    def _begin_pass(self, forward_batch: Any) -> None:
+        if self._record is not None:
+            self._record.begin_pass(forward_batch.rids or ())
 
     def get_cuda_graph_seq_len_fill_value(self) -> int:
         return 1

@@ -142,6 +142,9 @@ class DSAAttention(CacheLayer):
         self.topk_indices_buffer: Tensor = mla_modules.topk_indices_buffer
         self.skip_topk = skip_topk
         self.mla: attention.MLAWeights | None = None
+        self.check = attention.layer_check(
+            prefix, written_by_us_alone=get_current_vllm_config().kv_transfer_config is None
+        )
         keep_weight_readable(self.kv_b_proj)
 
     def process_weights_after_loading(self, act_dtype: torch.dtype) -> attention.MLAWeights:
@@ -166,7 +169,7 @@ class DSAAttention(CacheLayer):
         # Before 0.30 the host calls this after loading for its own attention classes only.
         mla = self.mla or self.process_weights_after_loading(act_dtype)
         indexer = None if self.indexer is None else self.indexer.bound(mla.rope.cos_sin_cache)
-        return attention.Layer(mla, self.pages, indexer)
+        return attention.Layer(mla, self.pages, indexer, self.check)
 
     @property
     def caches(self) -> list[CacheLayer]:

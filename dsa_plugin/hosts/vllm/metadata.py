@@ -8,7 +8,7 @@ import torch
 from vllm.v1.attention.backend import AttentionCGSupport, AttentionMetadataBuilder
 from vllm.v1.attention.backends.utils import split_decodes_and_prefills
 
-from dsa_plugin.attention import warm_up_cpu
+from dsa_plugin.attention import pass_record, warm_up_cpu
 from dsa_plugin.attention.metadata import DSAMetadata, PrefillChunk, split_prefill
 from dsa_plugin.env import Env
 from dsa_plugin.hosts.vllm.compat import host_side_seq_lens
@@ -41,6 +41,7 @@ class DSAMetadataBuilder(AttentionMetadataBuilder[DSAMetadata]):
         self._request_ids = torch.empty(max_tokens, dtype=torch.int32, device=device)
         self._context_lens = torch.empty(max_tokens, dtype=torch.int32, device=device)
         self._workspace_bytes = Env.load().logits_workspace_mb << 20
+        self._record = pass_record(device)
         # Built before the server answers; the profiling run is one that CPUs do without.
         warm_up_cpu(device, kv_cache_spec.dtype)
 
@@ -50,6 +51,8 @@ class DSAMetadataBuilder(AttentionMetadataBuilder[DSAMetadata]):
         common_attn_metadata: CommonAttentionMetadata,
         fast_build: bool = False,
     ) -> DSAMetadata:
+        if self._record is not None:
+            self._record.begin_pass()
         batch = common_attn_metadata
         num_decodes, num_prefills, num_decode_tokens, _ = split_decodes_and_prefills(
             batch, decode_threshold=self.reorder_batch_threshold or 1, require_uniform=True
