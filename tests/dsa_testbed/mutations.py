@@ -219,6 +219,49 @@ def _as_captured(function: Function) -> Function:
     return init_forward_metadata
 
 
+def _first_twice(function: Function) -> Function:
+    """Of the rows that see more than they select."""
+
+    def select(*args: Any, out: Tensor, **kwargs: Any) -> Any:
+        selected = function(*args, out=out, **kwargs)
+        out[:, 1] = out[:, 0]
+        return selected
+
+    return select
+
+
+def _next_page(function: Function) -> Function:
+    """Decodes read each token's latent 64 slots on."""
+
+    def topk_select_slots(*args: Any, slots: Tensor, **kwargs: Any) -> None:
+        function(*args, slots=slots, **kwargs)
+        slots += 64
+
+    return topk_select_slots
+
+
+def _with_nan(latents: Tensor) -> Tensor:
+    latents = latents.clone()
+    latents[-1, 0] = float("nan")
+    return latents
+
+
+def _pages_swapped(function: Function) -> Function:
+    """Decodes that see more than two pages have the first two in each other's place."""
+
+    def forward(layer: Any, projections: Any, metadata: Any, *args: Any, **kwargs: Any) -> None:
+        table = metadata.block_table.clone()
+        decodes = slice(metadata.num_decode_tokens)
+        rows = zip(metadata.request_ids[decodes], metadata.context_lens[decodes], strict=True)
+        for request, length in rows:
+            if length > 2 * metadata.block_size:
+                table[request, :2] = metadata.block_table[request, :2].flip(0)
+        swapped = dataclasses.replace(metadata, block_table=table)
+        function(layer, projections, swapped, *args, **kwargs)
+
+    return forward
+
+
 _FORWARD = "dsa_plugin.attention.forward"
 # Name -> op, or "module:function" -> what replaces it.
 MUTATIONS: dict[str, dict[str, Wrapper]] = {
@@ -249,6 +292,11 @@ MUTATIONS: dict[str, dict[str, Wrapper]] = {
     # Without YaRN's mscale^2 (factor 40); in GLM, just wrong.
     "softmax_scale": {"sparse_mla": _argument(3, lambda scale: scale / 1.8738542)},
     "shared_selection_lost": {f"{_FORWARD}:attend": _selection_lost},
+    # What DSA_CHECK has to find.
+    "selected_twice": {"topk_select": _first_twice, "topk_select_slots": _first_twice},
+    "slots_elsewhere": {"topk_select_slots": _next_page},
+    "nan_latent": {"latent_cache_write": _argument(0, _with_nan)},
+    "pages_swapped": {"dsa_plugin.attention:forward": _pages_swapped},
     # Breaks nothing.
     "record_selection": {f"{_FORWARD}:attend": _recorded},
     "record_kernels": {
