@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from dsa_plugin import __version__
-from dsa_plugin.cli import doctor, evaluate, plan, recipe, serve, train
+from dsa_plugin.cli import doctor, evaluate, explain, plan, recipe, serve, train
 
 # Without rich's boxes: errors stay one line that can be searched for, and --help is quick.
 app = typer.Typer(
@@ -54,6 +54,7 @@ def dsa(
 app.command()(plan.plan)
 app.command()(doctor.doctor)
 app.command("eval")(evaluate.evaluate)
+app.command()(explain.explain)
 app.add_typer(recipe.app, name="recipe")
 app.command()(serve.serve)
 app.add_typer(train.app, name="train")

@@ -33,7 +33,17 @@ def test_unknown_command_is_an_error_without_traceback() -> None:
     assert "Traceback" not in done.stderr
 
 
-_SLOW = {"torch", "rich", "pydantic", "yaml", "huggingface_hub", "matplotlib", "vllm", "sglang"}
+_SLOW = {
+    "torch",
+    "transformers",
+    "rich",
+    "pydantic",
+    "yaml",
+    "huggingface_hub",
+    "matplotlib",
+    "vllm",
+    "sglang",
+}
 _HELP = """
 import sys
 from dsa_plugin.cli import app

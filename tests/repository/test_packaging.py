@@ -49,7 +49,7 @@ def files(built_as: dict[str, str]) -> set[Path]:
         Path(built_as[package]) / path.relative_to(ROOT / root)
         for package, root in roots.items()
         for path in (ROOT / root / package).rglob("*")
-        if path.suffix in (".py", ".json", ".yaml", ".txt")
+        if path.suffix in (".py", ".json", ".yaml", ".txt", ".css", ".html", ".js")
         or path.name == "py.typed"
         or path.parent.name == "prose"
     }
