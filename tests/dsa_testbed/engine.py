@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dsa_testbed.child import ask_child
+from dsa_testbed.footprint import Said, classes, replaced
 
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -178,6 +179,17 @@ def counting_drafts(start: Start, then: str, **arguments: Any) -> list[Any]:
     names = [f"vllm:spec_decode_num_{kind}_tokens" for kind in ("draft", "accepted")]
     totals = {metric.name: metric.value for metric in engine.get_metrics() if metric.name in names}
     return [answer, *(totals[name] for name in names)]
+
+
+def seen_beside_another_model(
+    start: Start, prompts: list[Tokens], max_tokens: int
+) -> tuple[list[Tokens], list[str], list[str], list[str]]:
+    """Its tokens, its layers' classes, what of vLLM is ours, and what we said."""
+    said = Said()
+    engine = start()
+    tokens = _answers(engine, prompts, max_tokens)
+    [found] = engine.apply_model(classes)
+    return tokens, found, replaced("vllm"), said.lines
 
 
 def _answers(engine: Any, prompts: list[Tokens], max_tokens: int, **options: Any) -> list[Tokens]:

@@ -16,6 +16,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from dsa_testbed.child import ask_child
+from dsa_testbed.footprint import Said, classes, replaced
 
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 _FLAGS = [
@@ -100,6 +101,27 @@ def save_indexers(args: list[str], file: str) -> None:
     """Leave every parameter of an indexer in a file."""
     parameters = load(args).model.named_parameters()
     save_file({name: value.data for name, value in parameters if ".indexer." in name}, file)
+
+
+def seen_beside_another_model(
+    args: list[str], prompts: list[list[int]], max_tokens: int
+) -> tuple[list[list[int]], list[str], list[str], list[str]]:
+    """Its tokens, its layers' classes, what of SGLang is ours, and what we said."""
+    said = Said()
+    runner = load(args)
+    from sglang.benchmark import one_batch
+
+    wrapped = one_batch._TorchBenchRunner(runner)
+    tokens = []
+    for prompt in prompts:
+        requests = one_batch.prepare_synthetic_inputs_for_latency_test(1, 0, [prompt])
+        token, _, batch = wrapped.extend(requests)
+        answer = [int(token)]
+        while len(answer) < max_tokens:
+            token, _ = wrapped.decode(token, batch)
+            answer.append(int(token))
+        tokens.append(answer)
+    return tokens, classes(runner.model), replaced("sglang"), said.lines
 
 
 def main() -> None:
