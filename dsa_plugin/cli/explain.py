@@ -56,7 +56,7 @@ def explain(
     model = load_model(checkpoint, device, len(ids) + new_tokens)
     selections = _record(model, ids, new_tokens, chosen)
 
-    title = f"What {checkpoint.resolve().name} read"
+    title = f"What the indexers of {checkpoint.resolve().name} chose"
     pieces = token_pieces(tokenizer, selections.tokens)
     page = out / "explain.html" if out.is_dir() else out
     page.write_text(render(selections, pieces, title, marked), encoding="utf-8")

@@ -131,6 +131,7 @@ def test_pieces_are_the_text(folder: Path) -> None:
 def test_a_passage_is_found_across_line_breaks() -> None:
     pieces = ["the", " am", "ber", "\n", "key", " and", " the", " amber  key", "."]
     assert find_passage(pieces, "amber key") == [1, 2, 3, 4, 7]
+    assert find_passage(pieces, "key and") == [4, 5]
     for passage in ("amber lock", " "):
         with pytest.raises(ValueError, match="has no passage"):
             find_passage(pieces, passage)
