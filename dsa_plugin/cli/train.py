@@ -63,13 +63,14 @@ def demo(
 def measure(
     model: Annotated[Path, typer.Option(help="Checkpoint that `dsa train demo` exported.")],
     length: Annotated[list[int], typer.Option(help="Tokens of a text; repeatable.")],
+    tokens: Annotated[int, typer.Option(help="Of all texts of a length together.")] = 32768,
 ) -> None:
     """Print a JSON line a length: exact answers, perplexity, KL and recall of the indexer."""
     import json
 
     from dsa_plugin.training.measure import measure
 
-    for measured in measure(model, length):
+    for measured in measure(model, length, tokens):
         print(json.dumps(measured), flush=True)
 
 

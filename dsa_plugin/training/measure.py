@@ -21,7 +21,6 @@ from dsa_plugin.training.text import TextSource
 
 # No training run reads documents of this seed.
 SEED = 2000
-ANSWERED_TOKENS = 32768
 DENSITY = 0.5
 
 
@@ -44,13 +43,13 @@ class Measured:
 
 
 @torch.no_grad()
-def measure(folder: Path, lengths: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """One Measured a length, as JSON holds it."""
+def measure(folder: Path, lengths: Sequence[int], tokens: int) -> Iterator[dict[str, Any]]:
+    """One Measured a length, as JSON holds it, of documents of together about `tokens` tokens."""
     model = load_checkpoint(folder, IndexerSizes(), seed=0).model.eval()
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     prose = torch.tensor(tokenizer.encode(held_out_prose()).ids)
     for length in lengths:
-        count = max(1, ANSWERED_TOKENS // length)
+        count = max(1, tokens // length)
         lesson = Lesson(length, 1, count, 0.0, dict.fromkeys(KINDS, 1.0), DENSITY)
         documents = DocumentSource(tokenizer, SEED, held_out=True)
         batches = [documents.batch(lesson, step) for step in range(count)]
