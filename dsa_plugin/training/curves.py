@@ -3,13 +3,15 @@
 from itertools import pairwise
 from pathlib import Path
 
+from dsa_plugin.training.facts import KINDS
 from dsa_plugin.training.history import read_history
 
 SMOOTHED_STEPS = 20
 PANELS = (
     ("cross-entropy (nats)", ("answers", "prose")),
     ("indexer: KL (nats) and recall of attention in top-k", ("kl", "recall")),
-    ("held-out answers said exactly", ("exact", "exact_sparse")),
+    ("held-out answers said exactly, dense and over the top-k", ("exact", "exact_sparse")),
+    ("held-out answers said exactly, dense, by kind", tuple(f"exact_{kind}" for kind in KINDS)),
 )
 
 
@@ -20,7 +22,7 @@ def draw_curves(folder: Path, png: Path) -> None:
     rows = read_history(folder)
     if not rows:
         raise ValueError(f"{folder} has no history yet; train a step first")
-    figure = Figure(figsize=(9, 10), layout="constrained")
+    figure = Figure(figsize=(9, 13), layout="constrained")
     all_axes = figure.subplots(len(PANELS), sharex=True)
     for axes, (title, names) in zip(all_axes, PANELS, strict=True):
         for name in names:
@@ -37,7 +39,7 @@ def draw_curves(folder: Path, png: Path) -> None:
                 axes.axvline(i, color="lightgray", linewidth=0.6, zorder=0)
         axes.set_title(title)
         axes.set_ylim(bottom=0)
-        axes.legend()
+        axes.legend(fontsize="small")
     all_axes[-1].set_xlabel("step, all stages; gray lines: the length of texts changes")
     figure.savefig(png, dpi=110)
 

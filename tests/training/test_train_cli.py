@@ -18,7 +18,8 @@ LESSON = {"tokens": 128, "batch": 1, "steps": 2, "learning_rate": 1e-3, "mix": {
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole recipe in bf16."""
     folder = tmp_path_factory.mktemp("demo")
-    recipe = {"seed": 1, "sizes": SIZES, "reach": 0, "stages": dict.fromkeys(STAGES, [LESSON])}
+    stages = {stage: [LESSON] for stage in STAGES}
+    recipe = {"seed": 1, "sizes": SIZES, "reach": 0, "stages": stages}
     (folder / "recipe.json").write_text(json.dumps(recipe))
     out = folder / "run"
     arguments = ["--recipe", str(folder / "recipe.json"), "--out", str(out), "--dtype", "bf16"]
