@@ -143,9 +143,12 @@ def _attempt(section: Callable[[], Any]) -> Any:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
+def _installed() -> tuple[HostName, ...]:
+    return tuple(name for name in _HOSTS if installed_version(name))
+
+
 def _findings() -> list[dict[str, Any]]:
-    installed = [name for name in _HOSTS if installed_version(name)]
-    found = [finding for name in installed for finding in examine_environment(name)]
+    found = [finding for name in _installed() for finding in examine_environment(name)]
     return [asdict(finding) for finding in (*found, *examine_device())]
 
 
@@ -153,7 +156,7 @@ def _environment(
     redactor: Redactor, host: HostName | None, environ: Mapping[str, str]
 ) -> list[dict[str, str]]:
     """The variables that a host or a library below it reads, each with what becomes of it."""
-    hosts = [host] if host else [name for name in _HOSTS if installed_version(name)] or _HOSTS
+    hosts = (host,) if host else _installed() or _HOSTS
     listed = {name: f for each in hosts for f in load_features(each).variables for name in [f.name]}
     ours = {variable.name for variable in VARIABLES}
     found = []

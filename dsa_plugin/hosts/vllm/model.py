@@ -6,9 +6,8 @@ the attention and of the MTP draft, with its own parameter names, quantisation a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import vllm
 from torch import Tensor, nn
@@ -20,21 +19,16 @@ from dsa_plugin.hosts.vllm.attention import DSAAttention, DSAIndexer
 from dsa_plugin.hosts.vllm.compat import attention_classes
 
 NamedTensor = tuple[str, Tensor]
-LoadWeights = Callable[[Any, Iterable[NamedTensor]], set[str]]
 
 
-def _owning_key_projections(host_load_weights: LoadWeights) -> LoadWeights:
-    """The host's, with what it keeps until its other half comes in memory of its own.
+def _owning_key_projections(weights: Iterable[NamedTensor]) -> Iterator[NamedTensor]:
+    """The weights, with what the host keeps until its other half comes in memory of its own.
 
     deepseek_v2._try_load_fp8_indexer_wk holds an fp8 wk and its scale from one step of the iterator
     to a later one, while streaming loaders reuse their buffers (vllm#43163).
     """
-
-    def load_weights(self: Any, weights: Iterable[NamedTensor]) -> set[str]:
-        owned = ((name, t.clone() if ".indexer.wk." in name else t) for name, t in weights)
-        return host_load_weights(self, owned)
-
-    return load_weights
+    for name, tensor in weights:
+        yield name, tensor.clone() if ".indexer.wk." in name else tensor
 
 
 class DSAForCausalLM(DeepseekV2ForCausalLM):
@@ -49,7 +43,10 @@ class DSAForCausalLM(DeepseekV2ForCausalLM):
         packed = DeepseekV2ForCausalLM.packed_modules_mapping
         self.packed_modules_mapping = {**packed, "kv_b_proj": []}
 
-    load_weights = _owning_key_projections(DeepseekV2ForCausalLM.load_weights)
+    def load_weights(self, weights: Iterable[NamedTensor]) -> set[str]:
+        """The host's."""
+        loaded: set[str] = super().load_weights(_owning_key_projections(weights))
+        return loaded
 
 
 class DSAMTP(DeepSeekMTP):
@@ -62,7 +59,10 @@ class DSAMTP(DeepSeekMTP):
         if dsa:
             check_that_it_took(self)
 
-    load_weights = _owning_key_projections(DeepSeekMTP.load_weights)
+    def load_weights(self, weights: Iterable[NamedTensor]) -> set[str]:
+        """The host's."""
+        loaded: set[str] = super().load_weights(_owning_key_projections(weights))
+        return loaded
 
 
 def _our_attention() -> AbstractContextManager[None]:
