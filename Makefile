@@ -1,4 +1,4 @@
-# make demo      serve a DeepSeek-V3.2 checkpoint and ask it over the OpenAI API;  HOST=sglang: by SGLang
+# make demo      serve a small trained DeepSeek-V3.2 and ask it over the OpenAI API;  HOST=sglang: by SGLang
 # make test      lint, types, unit tests, serving tests on both hosts: what CI runs
 # make test-all  the same with every cell of the big matrices
 # make vllm, make sglang  only create the environment
