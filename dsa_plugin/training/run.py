@@ -25,8 +25,6 @@ from dsa_plugin.training.stages import (
 )
 from dsa_plugin.training.state import Place, restore_optimizer, save_state
 
-EVALUATED_TOKENS = 8192
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -38,6 +36,7 @@ class Settings:
     seed: int = 0
     save_seconds: float = 60.0
     evaluate_every: int = 50
+    evaluated_tokens: int = 8192
     report: Callable[[Place, Lesson, Figures], None] = lambda *_: None
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -103,8 +102,8 @@ def evaluate(
     model: DsaModel, held_out: Source, lesson: Lesson, stage: StageName, settings: Settings
 ) -> Figures:
     """Shares of held-out answers that greedy decoding says exactly: dense, and over the top-k."""
-    batch = max(1, min(16, EVALUATED_TOKENS // lesson.tokens))
-    count = max(1, EVALUATED_TOKENS // lesson.tokens // batch)
+    batch = max(1, min(16, settings.evaluated_tokens // lesson.tokens))
+    count = max(1, settings.evaluated_tokens // lesson.tokens // batch)
     figures: Figures = {}
     for sparse in (False, True) if stage != "pretrain" else (False,):
         right: dict[str, list[bool]] = {}

@@ -33,7 +33,7 @@ torch.set_num_threads(1)
 def report(place, lesson, figures):
     print("step", flush=True)
 run_recipe(Path(sys.argv[1]), Settings(Path(sys.argv[2]), torch.device("cpu"), save_seconds=0,
-           evaluate_every=3, report=report))
+           evaluate_every=3, evaluated_tokens=256, report=report))
 """
 
 
@@ -54,7 +54,12 @@ def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run without a break, which saves at the ends of lessons alone."""
     folder = tmp_path_factory.mktemp("whole")
     torch.set_num_threads(1)
-    run_recipe(recipe, Settings(folder, torch.device("cpu"), save_seconds=1e9, evaluate_every=3))
+    run_recipe(
+        recipe,
+        Settings(
+            folder, torch.device("cpu"), save_seconds=1e9, evaluate_every=3, evaluated_tokens=256
+        ),
+    )
     return folder
 
 
@@ -74,7 +79,9 @@ def test_killed_at_any_moment(recipe: Path, whole: Path, tmp_path: Path) -> None
         process.send_signal(signal.SIGKILL)
         kills += process.wait() == -signal.SIGKILL
     assert kills > 1
-    run_recipe(recipe, Settings(tmp_path, torch.device("cpu"), evaluate_every=3))
+    run_recipe(
+        recipe, Settings(tmp_path, torch.device("cpu"), evaluate_every=3, evaluated_tokens=256)
+    )
     _, place, resumed = load_state(tmp_path)
     _, other, uncut = load_state(whole)
     assert (place.stage, place.step) == (other.stage, other.step) == ("sparse", 4)
