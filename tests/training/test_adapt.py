@@ -72,9 +72,9 @@ def warmed(dense: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def logits(folder: Path, tokens: torch.Tensor) -> Any:
-    from transformers import AutoModelForCausalLM
+    from transformers import DeepseekV32ForCausalLM  # no Auto class: vLLM maps the type otherwise
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = DeepseekV32ForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         return model.eval()(tokens).logits
 

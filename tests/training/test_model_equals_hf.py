@@ -31,13 +31,14 @@ def model() -> DsaModel:
 
 @pytest.fixture(scope="module")
 def theirs(model: DsaModel, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from transformers import AutoModelForCausalLM, DeepseekV32Config
+    # Named, no Auto class: importing vLLM maps deepseek_v32 to another model there.
+    from transformers import DeepseekV32Config, DeepseekV32ForCausalLM
 
     folder: Path = tmp_path_factory.mktemp("hf")
     tensors = {name: value.clone() for name, value in model.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     DeepseekV32Config(**deepseek_v32_config(model.sizes)).save_pretrained(folder)
-    load: Any = AutoModelForCausalLM.from_pretrained
+    load: Any = DeepseekV32ForCausalLM.from_pretrained
     loaded, notes = load(folder, dtype=torch.float32, output_loading_info=True)
     assert not notes["missing_keys"]
     assert not notes["unexpected_keys"]
