@@ -29,6 +29,7 @@ Data = Annotated[list[Path], typer.Option(help=".txt, or .jsonl with a key text;
 Tokens = Annotated[int, typer.Option(help="Tokens a window; more than index_topk to select.")]
 Batch = Annotated[int, typer.Option(help="Windows a step.")]
 Steps = Annotated[int, typer.Option(help="Steps of the stage.")]
+Rate = Annotated[float, typer.Option(help="At its height.")]
 Seed = Annotated[int, typer.Option(help="Of the windows and of a new indexer.")]
 
 
@@ -82,7 +83,7 @@ def pretrain(
     tokens: Tokens = 4096,
     batch: Batch = 1,
     steps: Steps = 1000,
-    learning_rate: Annotated[float, typer.Option(help="At its height.")] = 1e-4,
+    learning_rate: Rate = 1e-4,
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Precision = "fp32",
@@ -100,7 +101,7 @@ def warmup(
     tokens: Tokens = 4096,
     batch: Batch = 1,
     steps: Steps = 1000,
-    learning_rate: Annotated[float, typer.Option(help="At its height.")] = 1e-3,
+    learning_rate: Rate = 1e-3,
     index_heads: Annotated[int, typer.Option(help="Of an indexer that is added.")] = 64,
     index_topk: Annotated[int, typer.Option(help="Keys it will select.")] = 2048,
     seed: Seed = 0,
@@ -121,7 +122,7 @@ def sparse(
     tokens: Tokens = 4096,
     batch: Batch = 1,
     steps: Steps = 1000,
-    learning_rate: Annotated[float, typer.Option(help="At its height.")] = 1e-5,
+    learning_rate: Rate = 1e-5,
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Precision = "fp32",

@@ -21,13 +21,13 @@ import httpx
 
 from dsa_plugin.evaluation.completions import Completions, Patience
 from dsa_plugin.evaluation.variants import Variant
+from dsa_plugin.recipes.needs import CONTEXT_FLAG
 
 HostName = Literal["vllm", "sglang"]
 KvCacheDtype = Literal["auto", "fp8"]
 # What each host calls it.
 _FP8 = {"vllm": "fp8_ds_mla", "sglang": "fp8_e4m3"}
 _OVERRIDES = {"vllm": "--hf-overrides", "sglang": "--json-model-override-args"}
-_CONTEXT = {"vllm": "--max-model-len", "sglang": "--context-length"}
 _STOP_SECONDS = 45
 _TAIL_LINES = 25
 
@@ -100,7 +100,7 @@ class Deployment:
             launcher = [sys.executable, "-m", "sglang.launch_server"]
             start = [*launcher, "--model-path", str(self.checkpoint)]
         found = [*start, "--host", "127.0.0.1", "--port", str(port), "--dtype", self.dtype]
-        found += [_CONTEXT[self.host], str(self.context)]
+        found += [f"--{CONTEXT_FLAG[self.host]}", str(self.context)]
         if self.kv_cache_dtype == "fp8":
             found += ["--kv-cache-dtype", _FP8[self.host]]
         index_topk = variant.index_topk(self.index_topk, self.context)

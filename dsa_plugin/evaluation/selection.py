@@ -6,6 +6,7 @@ of the future are masked by the caller. B is 1 here, and positions count from 0.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsa_kernels.cache_write.reference import hadamard_matrix
 from dsa_plugin.evaluation.variants import Variant
 
 PAGE = 64
@@ -150,22 +152,22 @@ def _unshared(attention: Any, seed: int, *args: Any, position_ids: Tensor, **kwa
     return type(attention).forward(attention, *args, position_ids=position_ids, **kwargs)
 
 
-class ChangedKeys:
+class ChangedKeys(ABC):
     """The part of a cache that an indexer uses, with other keys in it."""
 
     def __init__(self, cache: Any) -> None:
         self.cache = cache
 
+    @abstractmethod
     def update_indexer(self, keys: Tensor, layer_idx: int) -> Tensor:
         """Store keys [1, S, D]; returns all keys [1, T, D]."""
-        raise NotImplementedError
 
 
 class RotatedKeys(ChangedKeys):
     """Keys times Hadamard's matrix."""
 
     def update_indexer(self, keys: Tensor, layer_idx: int) -> Tensor:
-        matrix = hadamard(keys.shape[-1]).to(keys.dtype)
+        matrix = hadamard_matrix(keys.device).to(keys.dtype)
         stored: Tensor = self.cache.update_indexer(keys @ matrix, layer_idx)
         return stored
 
@@ -178,12 +180,3 @@ class StaleKeys(ChangedKeys):
         at = torch.arange(stored.shape[1])
         stale = at // PAGE % _STALE_EVERY == _STALE_EVERY - 1
         return stored[:, torch.where(stale, at - PAGE, at)]
-
-
-def hadamard(size: int) -> Tensor:
-    """The orthonormal Hadamard matrix [size, size] of a power of two."""
-    matrix = torch.ones(1, 1)
-    while len(matrix) < size:
-        matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
-    orthonormal: Tensor = matrix * size**-0.5
-    return orthonormal

@@ -7,7 +7,7 @@ from dsa_plugin.planning.gpus import find_gpu
 from dsa_plugin.planning.model import find_registered
 from dsa_plugin.recipes.schema import Needs, Recipe
 
-_CONTEXT_FLAG = {"vllm": "max-model-len", "sglang": "context-length"}
+CONTEXT_FLAG = {"vllm": "max-model-len", "sglang": "context-length"}
 _MEMORY_FLAG = {"vllm": "gpu-memory-utilization", "sglang": "mem-fraction-static"}
 _PREFILL_CHUNK = 8192
 
@@ -25,7 +25,7 @@ def compute_needs(recipe: Recipe) -> Needs | None:
     if not requests:
         raise ValueError(
             f"{planned.tokens_per_rank():,} tokens fit, less than one request of "
-            f"{planned.context:,}: lower --{_CONTEXT_FLAG[recipe.host_name]}"
+            f"{planned.context:,}: lower --{CONTEXT_FLAG[recipe.host_name]}"
         )
     return Needs(
         weights_gb_per_gpu=round(planned.weight_bytes / 1e9, 1),
@@ -67,7 +67,7 @@ def deployment(recipe: Recipe) -> Deployment:
         tp=int(tp),
         dp=int(dp),
         ep=int(ep),
-        context=int(number(_CONTEXT_FLAG[host], model.max_position_embeddings)),
+        context=int(number(CONTEXT_FLAG[host], model.max_position_embeddings)),
         kv_dtype="fp8" if str(recipe.args.get("kv-cache-dtype", "")).startswith("fp8") else "bf16",
         index_dtype="fp8",
         weights_dtype=recipe.weights,

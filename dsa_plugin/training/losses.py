@@ -1,6 +1,6 @@
 """What the stages minimise, and what they are judged by."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -97,15 +97,18 @@ def copy_loss(told: Sequence[Told]) -> Tensor:
 
 
 @torch.no_grad()
-def exact_answers(model: DsaModel, batch: Batch, *, sparse: bool) -> dict[str, list[bool]]:
+def exact_answers(
+    model: DsaModel, batches: Iterable[Batch], *, sparse: bool
+) -> dict[str, list[bool]]:
     """By kind, whether each answer would be said exactly by greedy decoding.
 
     One pass tells: decoding says an answer if each of its tokens is likeliest after those before.
     """
-    hidden = model(batch.tokens, batch.positions, sparse=sparse).hidden
     right: dict[str, list[bool]] = {}
-    for span in batch.answers:
-        logits = model.lm_head(hidden[span.row, span.start - 1 : span.end - 1])
-        said = logits.argmax(-1) == batch.tokens[span.row, span.start : span.end]
-        right.setdefault(span.kind, []).append(bool(said.all()))
+    for batch in batches:
+        hidden = model(batch.tokens, batch.positions, sparse=sparse).hidden
+        for span in batch.answers:
+            logits = model.lm_head(hidden[span.row, span.start - 1 : span.end - 1])
+            said = logits.argmax(-1) == batch.tokens[span.row, span.start : span.end]
+            right.setdefault(span.kind, []).append(bool(said.all()))
     return right

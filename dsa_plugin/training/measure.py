@@ -75,11 +75,8 @@ def measure(folder: Path, lengths: Sequence[int], tokens: int) -> Iterator[dict[
 def _exact(
     model: DsaModel, batches: Sequence[Batch], *, sparse: bool
 ) -> tuple[dict[str, float], dict[str, int]]:
-    right: dict[str, list[bool]] = {kind: [] for kind in KINDS}
-    for batch in batches:
-        for kind, answers in exact_answers(model, batch, sparse=sparse).items():
-            right[kind] += answers
-    asked = {kind: answers for kind, answers in right.items() if answers}
+    right = exact_answers(model, batches, sparse=sparse)
+    asked = {kind: right[kind] for kind in KINDS if kind in right}
     shares = {kind: sum(answers) / len(answers) for kind, answers in asked.items()}
     return shares, {kind: len(answers) for kind, answers in asked.items()}
 

@@ -106,12 +106,12 @@ def evaluate(
     count = max(1, settings.evaluated_tokens // lesson.tokens // batch)
     figures: Figures = {}
     for sparse in (False, True) if stage != "pretrain" else (False,):
-        right: dict[str, list[bool]] = {}
-        for step in range(count):
-            texts = held_out.batch(replace(lesson, batch=batch), step).to(settings.device)
-            with settings.autocast():
-                for kind, answers in exact_answers(model, texts, sparse=sparse).items():
-                    right.setdefault(kind, []).extend(answers)
+        texts = (
+            held_out.batch(replace(lesson, batch=batch), step).to(settings.device)
+            for step in range(count)
+        )
+        with settings.autocast():
+            right = exact_answers(model, texts, sparse=sparse)
         name = "exact_sparse" if sparse else "exact"
         both = [answer for answers in right.values() for answer in answers]
         figures |= {f"{name}_{kind}": sum(a) / len(a) for kind, a in right.items()}

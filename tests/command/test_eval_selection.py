@@ -12,9 +12,10 @@ import transformers
 from torch import Tensor
 
 from dsa_plugin.evaluation import selection
-from dsa_plugin.evaluation.selection import PAGE, StaleKeys, hadamard
+from dsa_plugin.evaluation.selection import PAGE, StaleKeys
 from dsa_plugin.evaluation.transformers_model import TransformersModel
 from dsa_plugin.evaluation.variants import VARIANTS, find_variants
+from dsa_testbed.cache_entries import hadamard_truth
 from dsa_testbed.checkpoint import make_checkpoint
 
 TOKENS = 400
@@ -191,8 +192,9 @@ def stored_keys(model: TransformersModel, variant: str) -> Tensor:
 
 def test_keys_alone_are_rotated_by_hadamards_matrix(v32: TransformersModel) -> None:
     keys, rotated = (stored_keys(v32, name) for name in ("dsa", "hadamard_one_side"))
-    assert torch.allclose(rotated, keys @ hadamard(128), atol=1e-4)
-    assert torch.allclose(hadamard(128) @ hadamard(128).T, torch.eye(128), atol=1e-5)
+    matrix = hadamard_truth().float()
+    assert torch.allclose(rotated, keys @ matrix, atol=1e-4)
+    assert torch.allclose(matrix @ matrix.T, torch.eye(128), atol=1e-5)
 
 
 def test_each_fourth_page_is_the_one_before() -> None:

@@ -113,11 +113,11 @@ def _rotate(x: Tensor, rope: Rope, positions: Tensor, hadamard: bool) -> Tensor:
     """RoPE on the first 64 of 128, then the Hadamard transform if asked."""
     pe = apply_rope(x[..., :ROPE_DIM], rope, positions)
     x = torch.cat((pe, x[..., ROPE_DIM:]), -1)
-    return (x.float() @ _hadamard(x.device)).to(x.dtype) if hadamard else x
+    return (x.float() @ hadamard_matrix(x.device)).to(x.dtype) if hadamard else x
 
 
 @memoise
-def _hadamard(device: torch.device) -> Tensor:
+def hadamard_matrix(device: torch.device) -> Tensor:
     """Sylvester's H_128 * 128^-0.5: symmetric and orthogonal, so it is its own inverse."""
     matrix: Tensor = torch.ones(1, 1, device=device)
     while matrix.shape[0] < INDEX_HEAD_DIM:
