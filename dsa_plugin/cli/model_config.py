@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
+from dsa_plugin.config_file import read_config
 from dsa_plugin.planning.model import (
     ModelShape,
     find_registered,
@@ -26,32 +25,22 @@ def find_model(name: str) -> ModelShape:
         ValueError: none of these, or its config.json is not a DSA model's.
     """
     if Path(name).is_dir():
-        return _from_file(name, Path(name) / "config.json")
+        return _from_folder(name, Path(name))
     registered = find_registered(name)
     if registered is not None:
         return registered
     if why := why_not(name):
         raise ValueError(why)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return _from_file(name, _download(name))
+        return _from_folder(name, _download(name).parent)
     raise ValueError(
         f"{name!r} is no folder and no repository (organisation/name) of the Hugging Face Hub; "
         f"{_registered(name)}"
     )
 
 
-def _from_file(name: str, path: Path) -> ModelShape:
-    try:
-        config: Any = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(
-            f"{name} has no config.json; name the folder that holds a checkpoint"
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); download it again") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds no JSON object; download it again")
-    return ModelShape.from_config(name, config)
+def _from_folder(name: str, folder: Path) -> ModelShape:
+    return ModelShape.from_config(name, read_config(folder))
 
 
 def _download(repository: str) -> Path:

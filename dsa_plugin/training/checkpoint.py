@@ -1,6 +1,5 @@
 """Reads a Hugging Face folder of a DeepSeek-V3-shaped model, with or without an indexer."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from dsa_plugin.config_file import read_config
 from dsa_plugin.training.model import DsaModel
 from dsa_plugin.training.sizes import ModelSizes
 
@@ -41,10 +41,7 @@ def load_checkpoint(folder: Path, added: IndexerSizes, seed: int) -> Checkpoint:
     Raises:
         ValueError: what the folder lacks, or is and cannot be.
     """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{folder} has no config.json; give the folder of a checkpoint")
-    config = json.loads(path.read_text("utf-8"))
+    config = read_config(folder)
     if config.get("model_type") not in MODEL_TYPES:
         raise ValueError(
             f"{folder} is a {config.get('model_type')!r}; an indexer can be added to "
