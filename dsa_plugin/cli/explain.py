@@ -39,14 +39,12 @@ def explain(
     no network. It keeps the newest rows where all of them are too many.
     """
     import torch
-    import transformers
 
-    from dsa_plugin.explain.checkpoint import load_model, load_tokenizer
+    from dsa_plugin.explain.checkpoint import load_model
     from dsa_plugin.explain.page import render
     from dsa_plugin.explain.pieces import find_passage, token_pieces
+    from dsa_plugin.in_transformers.checkpoint import load_tokenizer
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     text = _text(prompt, prompt_file)
     chosen = None if layers is None else _layers(layers)
     tokenizer = load_tokenizer(checkpoint)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,16 +12,15 @@ from torch import Tensor
 
 from dsa_plugin.evaluation.selection import applied
 from dsa_plugin.evaluation.variants import Variant
+from dsa_plugin.in_transformers.cached_sequence import CachedSequence, end_tokens
+from dsa_plugin.in_transformers.checkpoint import load_pretrained, load_tokenizer
 
-# By name, not AutoModel: importing vLLM maps deepseek_v32 to another class.
-_CLASSES = {
-    "deepseek_v32": "DeepseekV32ForCausalLM",
-    "glm_moe_dsa": "GlmMoeDsaForCausalLM",
-}
-# The eager indexer holds scores [rows, index heads, context] in fp32, three at a time.
-_SCORE_BYTES = 128 << 20
-_MAX_ROWS = 512
 Dtype = Literal["auto", "float32", "bfloat16"]
+_DTYPES: dict[Dtype, torch.dtype | Literal["auto"]] = {
+    "auto": "auto",
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+}
 
 
 class TransformersModel:
@@ -43,9 +41,10 @@ class TransformersModel:
         Raises:
             ValueError: transformers is not installed, or weights are missing or left over.
         """
-        self.model, self.tokenizer = _load(checkpoint, dtype)
+        self.model = load_pretrained(checkpoint, _DTYPES[dtype])
+        self.tokenizer = load_tokenizer(checkpoint)
         self.context = context
-        self._ends = _end_tokens(self.model)
+        self._ends = end_tokens(self.model)
         for layer in self.model.model.layers:
             expanded = _Expanded(layer.self_attn, context)
             layer.self_attn.expand_kv = expanded
@@ -113,15 +112,11 @@ class TransformersModel:
         return tokens
 
 
-class _Run:
-    """One sequence in transformers' own cache."""
+class _Run(CachedSequence):
+    """One sequence that can forget its end."""
 
     def __init__(self, model: Any) -> None:
-        from transformers import DynamicCache
-
-        self.model = model
-        self.cache = DynamicCache(config=model.config)
-        self.length = 0
+        super().__init__(model)
         self.crop(0)
 
     def logits(self, tokens: list[int]) -> Tensor:
@@ -130,24 +125,6 @@ class _Run:
         for _, logits in self.chunks(tokens, logits_to_keep=1):
             found = logits[-1]
         return found
-
-    def chunks(
-        self, tokens: list[int], logits_to_keep: int = 0
-    ) -> Iterator[tuple[list[int], Tensor]]:
-        """Read tokens; yields each chunk of them with its logits, [chunk, vocab]."""
-        heads = max(self.model.config.index_n_heads, self.model.config.num_attention_heads)
-        rows = _SCORE_BYTES // (4 * heads * (self.length + len(tokens)))
-        rows = max(1, min(_MAX_ROWS, rows))
-        for start in range(0, len(tokens), rows):
-            chunk = tokens[start : start + rows]
-            output = self.model(
-                torch.tensor([chunk]),
-                past_key_values=self.cache,
-                use_cache=True,
-                logits_to_keep=logits_to_keep,
-            )
-            self.length += len(chunk)
-            yield chunk, output.logits[0]
 
     def crop(self, length: int) -> None:
         """Forget what comes after the first `length` tokens."""
@@ -176,42 +153,6 @@ class _Expanded:
             states[:, :, self.length : end] = added
         self.length = end
         return tuple(states[:, :, :end] for states in self.states)
-
-
-def _load(checkpoint: Path, dtype: Dtype) -> tuple[Any, Any]:
-    try:
-        import transformers
-    except ImportError:
-        raise ValueError(
-            "--through transformers needs transformers: pip install it, or ask a server"
-        ) from None
-    family = json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if family not in _CLASSES:
-        raise ValueError(
-            f"{checkpoint} is of model_type {family}; --through transformers takes "
-            f"{' and '.join(_CLASSES)}"
-        )
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    model, report = getattr(transformers, _CLASSES[family]).from_pretrained(
-        checkpoint,
-        dtype=dtype,
-        attn_implementation="eager",
-        output_loading_info=True,
-        use_safetensors=True,
-    )
-    # transformers has no MTP layer.
-    draft = f"model.layers.{model.config.num_hidden_layers}."
-    wrong = {kind: [k for k in keys if draft not in str(k)] for kind, keys in report.items()}
-    if any(wrong.values()):
-        raise ValueError(f"{checkpoint} does not load cleanly: {wrong}")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
-    return model.eval(), tokenizer
-
-
-def _end_tokens(model: Any) -> set[int]:
-    end = model.generation_config.eos_token_id
-    return set(end) if isinstance(end, list) else {end}
 
 
 def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:

@@ -1,33 +1,20 @@
-"""A checkpoint's tokenizer and model by transformers; one that cannot fit is not loaded."""
+"""A checkpoint's model by transformers; one that cannot fit is not loaded."""
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dsa_plugin.explain.selections import WORKSPACE_BYTES
+from dsa_plugin.config_file import read_config
+from dsa_plugin.in_transformers.checkpoint import is_of_mtp, load_pretrained
 from dsa_plugin.planning.model import ModelShape
-from dsa_registry import lookup
+from dsa_plugin.safetensors_header import read_header
 
 _GIB = 1 << 30
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a local checkpoint.
-
-    Raises:
-        ValueError: there is none.
-    """
-    from transformers import AutoTokenizer
-
-    if not (folder / "tokenizer.json").is_file():
-        raise ValueError(f"{folder} has no tokenizer.json; name the folder of a checkpoint")
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+_WORKSPACE_BYTES = 2 << 30  # of a pass: a chunk's scores with their copies, and all that is smaller
 
 
 def load_model(folder: Path, device: torch.device, tokens: int) -> Any:
@@ -44,68 +31,30 @@ def load_model(folder: Path, device: torch.device, tokens: int) -> Any:
         ValueError: it is no DSA checkpoint, is quantised, does not fit into the memory that is
             free, or lacks weights; or transformers has no such model.
     """
-    config = _read_config(folder)
+    config = read_config(folder)
+    if config.get("quantization_config"):
+        raise ValueError(
+            f"{folder} is quantised, which is not run here; name a checkpoint in bf16, fp16 or fp32"
+        )
     dtype = torch.float32
     if device.type != "cpu":
         dtype = getattr(torch, config.get("dtype") or config.get("torch_dtype") or "bfloat16")
     shape = ModelShape.from_config(str(folder), config)
     _check_memory(shape, device, dtype, tokens)
-    model, report = _model_class(shape).from_pretrained(
-        folder,
-        dtype=dtype,
-        attn_implementation="eager",
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-    )
-    _check_weights(shape, report)
-    return model.eval().to(device)
+    return load_pretrained(folder, dtype).to(device)
 
 
 def weight_elements(folder: Path, layers: int) -> int:
     """Elements of a checkpoint's tensors, by the files' headers; MTP layers are not loaded."""
-    from safetensors import safe_open
-
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ValueError(f"{folder} has no *.safetensors, the only format that is read; convert it")
-    elements = 0
-    for file in files:
-        with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  not a mapping
-                if not _is_of_mtp(name, layers):
-                    elements += math.prod(tensors.get_slice(name).get_shape())
-    return elements
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{folder} has no config.json; name the folder that holds a checkpoint")
-    try:
-        config: Any = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); download it again") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds no JSON object; download it again")
-    if config.get("quantization_config"):
-        raise ValueError(
-            f"{folder} is quantised, which is not run here; name a checkpoint in bf16, fp16 or fp32"
-        )
-    return config
-
-
-def _model_class(shape: ModelShape) -> Any:
-    # Named, not AutoModelForCausalLM: importing vLLM maps deepseek_v32 to a dense config there.
-    import transformers
-
-    [name] = lookup(shape.model_type).architectures
-    if not hasattr(transformers, name):
-        raise ValueError(
-            f"transformers {transformers.__version__} has no {name}; 5.19 has: install that, in an "
-            "environment of its own where a host pins this one"
-        )
-    return getattr(transformers, name)
+    return sum(
+        math.prod(tensor["shape"])
+        for file in files
+        for name, tensor in read_header(file).items()
+        if not is_of_mtp(name, layers)
+    )
 
 
 def _check_memory(shape: ModelShape, device: torch.device, dtype: torch.dtype, tokens: int) -> None:
@@ -114,7 +63,7 @@ def _check_memory(shape: ModelShape, device: torch.device, dtype: torch.dtype, t
     # K and V are expanded to all heads a layer at a time: as one product, and then as K and V.
     of_token = shape.num_hidden_layers * cached + 2 * shape.num_attention_heads * expanded
     weights = weight_elements(Path(shape.name), shape.num_hidden_layers)
-    needed = (weights + tokens * of_token) * dtype.itemsize + WORKSPACE_BYTES
+    needed = (weights + tokens * of_token) * dtype.itemsize + _WORKSPACE_BYTES
     free = _free_bytes(device)
     if needed > free:
         raise ValueError(
@@ -131,21 +80,3 @@ def _free_bytes(device: torch.device) -> int:
     import psutil
 
     return int(psutil.virtual_memory().available)
-
-
-def _check_weights(shape: ModelShape, report: dict[str, Any]) -> None:
-    """report: what transformers says it missed, found too much, or could not fit."""
-    problems = {
-        kind: [str(key) for key in keys if not _is_of_mtp(str(key), shape.num_hidden_layers)]
-        for kind, keys in report.items()
-    }
-    if found := {kind: keys[:4] for kind, keys in problems.items() if keys}:
-        raise ValueError(
-            f"the weights of {shape.name} are not those its config.json asks for: {found}; "
-            "download it again"
-        )
-
-
-def _is_of_mtp(name: str, layers: int) -> bool:
-    found = re.search(r"model\.layers\.(\d+)\.", name)
-    return found is not None and int(found[1]) >= layers

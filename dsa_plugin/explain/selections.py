@@ -11,12 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsa_plugin.in_transformers.cached_sequence import CachedSequence, end_tokens
+
 MAX_TOKENS = 1 << 16  # positions are kept in 16 bits
 KEPT_BYTES = 8 << 20
-WORKSPACE_BYTES = 2 << 30
-# transformers holds scores of [heads, rows, context] in fp32, and a few copies of them at a time.
-_SCORE_BYTES = WORKSPACE_BYTES // 8
-_MAX_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -137,17 +135,13 @@ def record_selections(
     )
 
 
-class _Run:
-    """One sequence, with transformers' own cache."""
+class _Run(CachedSequence):
+    """One sequence, its layers' selections recorded."""
 
     def __init__(self, model: Any, first_row: int, progress: Callable[[int], None] | None) -> None:
-        from transformers import DynamicCache
-
-        self.model = model
+        super().__init__(model)
         self.first_row = first_row
         self.progress = progress
-        self.cache = DynamicCache(config=model.config)
-        self.length = 0
         self.chosen: dict[int, list[Tensor]] = {}
 
     @contextmanager
@@ -168,27 +162,22 @@ class _Run:
 
     def generate(self, prompt: Sequence[int], new_tokens: int) -> Iterator[int]:
         """Greedy tokens; the last one's row is computed, too."""
-        ends = self.model.generation_config.eos_token_id
-        ends = {ends} if isinstance(ends, int) else set(ends or ())
-        heads = max(self.model.config.index_n_heads, self.model.config.num_attention_heads)
-        rows = max(1, min(_MAX_ROWS, _SCORE_BYTES // (4 * heads * (len(prompt) + new_tokens))))
-        best = -1
-        for start in range(0, len(prompt), rows):
-            best = self._step(prompt[start : start + rows])
+        ends = end_tokens(self.model)
+        best = self._read(prompt)
         for _ in range(new_tokens):
-            token, best = best, self._step([best])
+            token, best = best, self._read([best])
             yield token
             if token in ends:
                 return
 
-    def _step(self, tokens: Sequence[int]) -> int:
+    def _read(self, tokens: Sequence[int]) -> int:
         """The best next token."""
-        ids = torch.tensor([list(tokens)], device=self.model.device)
-        output = self.model(ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        self.length += len(tokens)
-        if self.progress:
-            self.progress(self.length)
-        return int(output.logits[0, -1].argmax())
+        best = -1
+        for _, logits in self.chunks(tokens, logits_to_keep=1):
+            best = int(logits[-1].argmax())
+            if self.progress:
+                self.progress(self.length)
+        return best
 
     def _record(self, layer: int, _module: Any, _inputs: Any, topk_indices: Tensor) -> None:
         """topk_indices: [1, rows, min(index_topk, context)], best score first."""

@@ -15,6 +15,7 @@ from dsa_plugin.evaluation import selection
 from dsa_plugin.evaluation.selection import PAGE, StaleKeys
 from dsa_plugin.evaluation.transformers_model import TransformersModel
 from dsa_plugin.evaluation.variants import VARIANTS, find_variants
+from dsa_plugin.in_transformers.cached_sequence import CachedSequence
 from dsa_testbed.cache_entries import hadamard_truth
 from dsa_testbed.checkpoint import make_checkpoint
 
@@ -239,7 +240,7 @@ def test_a_question_does_not_see_the_ones_before(v32: TransformersModel) -> None
 def test_log_probabilities_do_not_depend_on_chunks(v32: TransformersModel) -> None:
     text = "the queen of hearts said that she would have his head. " * 12
     whole = v32.token_logprobs(text)
-    with patch(f"{TransformersModel.__module__}._MAX_ROWS", 7):
+    with patch(f"{CachedSequence.__module__}._MAX_ROWS", 7):
         parts = v32.token_logprobs(text)
     assert len(whole) == len(v32.tokenizer(text)["input_ids"]) - 1
     assert torch.allclose(torch.tensor(whole), torch.tensor(parts), atol=1e-4)

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from dsa_plugin import cli
-from dsa_plugin.explain import selections as selections_module
-from dsa_plugin.explain.checkpoint import load_model, load_tokenizer, weight_elements
+from dsa_plugin.explain.checkpoint import load_model, weight_elements
 from dsa_plugin.explain.figure import draw
 from dsa_plugin.explain.pieces import find_passage, token_pieces
 from dsa_plugin.explain.selections import LayerSelections, Selections, record_selections
+from dsa_plugin.in_transformers import cached_sequence
+from dsa_plugin.in_transformers.checkpoint import load_tokenizer
 from dsa_testbed.checkpoint import make_checkpoint
 from dsa_testbed.tokenizer import shipped_text
 
@@ -60,7 +61,7 @@ def at_once(model: Any, tokens: tuple[int, ...]) -> tuple[dict[int, torch.Tensor
 def test_selections_are_those_of_one_pass(
     model: Any, prompt: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(selections_module, "_MAX_ROWS", 37)
+    monkeypatch.setattr(cached_sequence, "_MAX_ROWS", 37)
     done: list[int] = []
     found = record_selections(model, prompt, NEW_TOKENS, progress=done.append)
     assert done == [37, 74, 110, *range(111, 117)]

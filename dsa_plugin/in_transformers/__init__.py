@@ -1,0 +1,1 @@
+"""DSA models in transformers, eager: what `dsa eval` and `dsa explain` run without a host."""
