@@ -93,6 +93,8 @@ class ModelEntry:
     """
     mtp_repeats_vocab: bool
     """Whether checkpoints store embedding and head once more in each MTP layer."""
+    message_encoding: Literal["deepseek_v32"] | None
+    """How conversations are written where a checkpoint has no chat template; None: all have one."""
     checkpoints: tuple[Checkpoint, ...]
 
     def published(self, key: str) -> str:

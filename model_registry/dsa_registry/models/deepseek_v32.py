@@ -18,6 +18,7 @@ ENTRY = ModelEntry(
     mtp_architectures=("DeepseekV32MTPModel",),
     indexer_rope_interleave=False,
     mtp_repeats_vocab=True,
+    message_encoding="deepseek_v32",
     checkpoints=(
         Checkpoint(
             repositories=_REPOSITORIES,

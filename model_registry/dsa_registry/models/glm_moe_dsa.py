@@ -61,5 +61,6 @@ ENTRY = ModelEntry(
     mtp_architectures=("DeepseekV32MTPModel",),
     indexer_rope_interleave=True,
     mtp_repeats_vocab=False,
+    message_encoding=None,
     checkpoints=(_GLM_5, _GLM_5_2, _GLM_5_3),
 )
