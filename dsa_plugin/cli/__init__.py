@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from dsa_plugin import __version__
-from dsa_plugin.cli import chat, doctor, evaluate, explain, plan, recipe, serve, train
+from dsa_plugin.cli import chat, doctor, evaluate, explain, generate, plan, recipe, serve, train
 
 # Without rich's boxes: errors stay one line that can be searched for, and --help is quick.
 app = typer.Typer(
@@ -58,4 +58,5 @@ app.command()(explain.explain)
 app.add_typer(recipe.app, name="recipe")
 app.command()(serve.serve)
 app.command()(chat.chat)
+app.command()(generate.generate)
 app.add_typer(train.app, name="train")
