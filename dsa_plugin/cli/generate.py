@@ -58,10 +58,8 @@ def generate(
     from dsa_plugin.generate.text import Text
     from dsa_plugin.generate.weights import load_model
 
-    sampling, limits = (
-        Sampling(temperature, top_p, seed),
-        Limits(max_new_tokens, batch, prefill_rows),
-    )
+    sampling = Sampling(temperature, top_p, seed)
+    limits = Limits(max_new_tokens, batch, prefill_rows)
     asked = [] if prompts is None else read_prompts(prompts, system)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

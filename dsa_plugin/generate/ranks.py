@@ -54,6 +54,8 @@ class Ranks:
         if self.size == 1:
             return [list(prompt) for prompt in prompts]
         count = int(self.agree(self._integers([len(prompts)])))
+        if not count:
+            return []
         mine = self.rank == 0
         lengths = self.agree(self._integers([len(p) for p in prompts] if mine else [0] * count))
         tokens = [t for p in prompts for t in p] if mine else [0] * int(lengths.sum())
