@@ -52,13 +52,10 @@ class ModelSizes:
                     f"{key} is {config[key]!r} in config.json; it can be {allowed!r} alone: "
                     "take a DeepSeek-V3-shaped model that has it"
                 )
-        rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind not in ("default", "yarn"):
-            raise ValueError(f"config.json scales RoPE by {kind!r}; it can be yarn or not scaled")
+        theta, scaling = read_rope(config)
         given = {f.name: config[f.name] for f in fields(cls) if config.get(f.name) is not None}
-        given["rope_theta"] = rope.get("rope_theta", config.get("rope_theta", cls.rope_theta))
-        given["rope_scaling"] = rope if kind == "yarn" else None
+        given["rope_theta"] = cls.rope_theta if theta is None else theta
+        given["rope_scaling"] = scaling
         missing = [f.name for f in fields(cls) if f.name in _REQUIRED and f.name not in given]
         if missing:
             raise ValueError(
@@ -73,11 +70,7 @@ class ModelSizes:
     @property
     def softmax_scale(self) -> float:
         """Of attention's logits; YaRN sharpens them."""
-        scaling = self.rope_scaling or {}
-        by = 1.0
-        if scaling.get("mscale_all_dim") and scaling["factor"] > 1:
-            by = 0.1 * scaling["mscale_all_dim"] * math.log(scaling["factor"]) + 1.0
-        return float(self.qk_head_dim**-0.5 * by * by)
+        return float(self.qk_head_dim**-0.5 * yarn_mscale(self.rope_scaling) ** 2)
 
     @property
     def qk_head_dim(self) -> int:
@@ -87,6 +80,27 @@ class ModelSizes:
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON holds them."""
         return asdict(self)
+
+
+def read_rope(config: Mapping[str, Any]) -> tuple[float | None, Mapping[str, Any] | None]:
+    """What config.json says of RoPE: theta, None where it does not, and YaRN's numbers, if any.
+
+    Raises:
+        ValueError: it is scaled in another way than YaRN's.
+    """
+    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "yarn"):
+        raise ValueError(f"config.json scales RoPE by {kind!r}; it can be yarn or not scaled")
+    theta = rope.get("rope_theta", config.get("rope_theta"))
+    return theta, rope if kind == "yarn" else None
+
+
+def yarn_mscale(scaling: Mapping[str, Any] | None) -> float:
+    """By how much YaRN's numbers in config.json lengthen queries, and keys likewise."""
+    if not scaling or not scaling.get("mscale_all_dim") or scaling["factor"] <= 1:
+        return 1.0
+    return float(0.1 * scaling["mscale_all_dim"] * math.log(scaling["factor"]) + 1.0)
 
 
 _REQUIRED = (
