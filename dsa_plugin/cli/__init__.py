@@ -14,7 +14,18 @@ from typing import Annotated
 import typer
 
 from dsa_plugin import __version__
-from dsa_plugin.cli import chat, doctor, evaluate, explain, generate, plan, recipe, serve, train
+from dsa_plugin.cli import (
+    chat,
+    doctor,
+    evaluate,
+    explain,
+    generate,
+    plan,
+    recipe,
+    serve,
+    train,
+    verify,
+)
 
 # Without rich's boxes: errors stay one line that can be searched for, and --help is quick.
 app = typer.Typer(
@@ -60,3 +71,4 @@ app.command()(serve.serve)
 app.command()(chat.chat)
 app.command()(generate.generate)
 app.add_typer(train.app, name="train")
+app.command()(verify.verify)

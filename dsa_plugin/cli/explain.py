@@ -40,13 +40,14 @@ def explain(
     """
     import torch
 
+    from dsa_plugin.cli.numbers import layer_list
     from dsa_plugin.explain.checkpoint import load_model
     from dsa_plugin.explain.page import render
     from dsa_plugin.explain.pieces import find_passage, token_pieces
     from dsa_plugin.in_transformers.checkpoint import load_tokenizer
 
     text = _text(prompt, prompt_file)
-    chosen = None if layers is None else _layers(layers)
+    chosen = None if layers is None else layer_list(layers)
     tokenizer = load_tokenizer(checkpoint)
     ids = tokenizer(text)["input_ids"]
     marked = [] if mark is None else find_passage(token_pieces(tokenizer, ids), mark)
@@ -94,13 +95,3 @@ def _text(prompt: str | None, prompt_file: Path | None) -> str:
         return prompt_file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{prompt_file} is not UTF-8 ({error}); convert it") from None
-
-
-def _layers(text: str) -> list[int]:
-    found: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ValueError(f"--layers is {text!r}; allowed: indices and ranges, such as 0,2,5-7")
-        found += range(int(first), int(last if dash else first) + 1)
-    return found

@@ -32,7 +32,7 @@ def find_model(name: str) -> ModelShape:
     if why := why_not(name):
         raise ValueError(why)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return _from_folder(name, _download(name).parent)
+        return _from_folder(name, download_config(name).parent)
     raise ValueError(
         f"{name!r} is no folder and no repository (organisation/name) of the Hugging Face Hub; "
         f"{_registered(name)}"
@@ -43,7 +43,12 @@ def _from_folder(name: str, folder: Path) -> ModelShape:
     return ModelShape.from_config(name, read_config(folder))
 
 
-def _download(repository: str) -> Path:
+def download_config(repository: str) -> Path:
+    """config.json of a repository, in the Hub's cache.
+
+    Raises:
+        ValueError: it could not be had, with the reason.
+    """
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     failure = None

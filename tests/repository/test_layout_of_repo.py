@@ -76,8 +76,15 @@ def forbidden(module: str, imported: str) -> str | None:
         allowed = allowed | {"transformers"}
     elif mine[1:2] == ["training"]:
         allowed = allowed | {"matplotlib", "safetensors", "tokenizers"}
-    if in_hosts and theirs[1:2] in (["explain"], ["generate"], ["in_transformers"]):
-        return "nothing that serves explains, or runs a model without its host"
+    elif mine[1:2] == ["verification"]:
+        allowed = allowed | {"safetensors", "tokenizers"}
+    if in_hosts and theirs[1:2] in (
+        ["explain"],
+        ["generate"],
+        ["in_transformers"],
+        ["verification"],
+    ):
+        return "nothing that serves explains, verifies, or runs a model without its host"
     if mine[1:2] == ["chat"] and theirs[0] in ("torch", "dsa_kernels"):
         return "a conversation with a server needs no torch"
     if mine[:2] != ["dsa_plugin", "cli"] and theirs[:2] == ["dsa_plugin", "cli"]:
@@ -179,6 +186,7 @@ def test_imports_go_one_way(module: str) -> None:
         ("dsa_plugin.generate.model", "import vllm"),
         ("dsa_plugin.generate.text", "import transformers"),
         ("dsa_plugin.chat.server", "import torch"),
+        ("dsa_plugin.hosts.vllm.model", "from dsa_plugin.verification.run import verify"),
         ("dsa_plugin.cli.plan", "import vllm"),
         ("dsa_plugin.evaluation.run", "import vllm"),
         ("dsa_plugin.planning.sizes", "import httpx"),
