@@ -6,6 +6,7 @@ from fp64 as they are; a selected key may score so much less than the last that 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,15 +23,18 @@ STEPS = ("index keys", "latents", "selection", "attention")
 
 @dataclass(frozen=True)
 class Measured:
-    """A relative error, the worst of all rows or tokens, and what rounding explains."""
+    """A relative error, the worst of all rows or tokens, and what rounding explains.
+
+    NaN counts as infinite, and rounding does not explain it, even where it is in the weights.
+    """
 
     error: float
     allowed: float
 
     @property
     def ok(self) -> bool:
-        """False for NaN, too."""
-        return self.error <= self.allowed
+        """Whether rounding explains it."""
+        return self.error <= self.allowed and math.isfinite(self.error)
 
 
 @dataclass(frozen=True)

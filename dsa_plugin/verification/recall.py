@@ -74,7 +74,8 @@ def style_finding(recalls: Sequence[Recall], maths: Maths) -> Finding | None:
         f"by {other:.2f} with {than} (1 is best, 0 chance)"
     )
     where = f"indexers of layers {layers_text(r.layer for r in recalls)}"
-    if max(declared, other) < _TRAINED or abs(declared - other) < _TELLING:
+    # NaN, of weights that hold some or are zero, is neither.
+    if not (max(declared, other) >= _TRAINED and abs(declared - other) >= _TELLING):
         what = "the weights do not tell which RoPE style they want, as random ones do not"
         return Finding("note", where, f"{what}: {shares}")
     if declared > other:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -37,11 +38,18 @@ class Report:
         return any(finding.level == "wrong" for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        return asdict(self) | {
-            "wrong": self.wrong,
-            "cells": [asdict(cell) | {"wrong": cell.wrong} for cell in self.cells],
-        }
+        """As JSON holds it: numbers that are not finite are null."""
+        cells = [asdict(cell) | {"wrong": cell.wrong} for cell in self.cells]
+        found: dict[str, Any] = _finite(asdict(self) | {"wrong": self.wrong, "cells": cells})
+        return found
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def cell_findings(cells: Sequence[Cell]) -> list[Finding]:

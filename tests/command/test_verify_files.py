@@ -233,6 +233,17 @@ def test_what_values_show(tmp_path: Path, model: str, change: Any, told: str) ->
     made = rescale if isinstance(change, str) else change
     report = verify(changed(make_checkpoint(model), tmp_path, made), [1], [70])
     assert any(told in text for text in wrong(report)), wrong(report)
+    json.dumps(report.to_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize("change", [nan, zero])
+def test_weights_without_a_style_are_not_of_the_other(
+    tmp_path: Path, change: Callable[[Tensors], None]
+) -> None:
+    report = verify(changed(make_checkpoint("v32-bf16"), tmp_path, change), [1], [130])
+    assert any("the weights do not tell" in str(finding) for finding in report.findings)
+    # NaN on both sides is not agreement.
+    assert all("index keys" in cell.wrong for cell in report.cells) == (change is nan)
 
 
 def test_a_wrong_style_is_told_from_trained_weights_alone(tmp_path: Path) -> None:
