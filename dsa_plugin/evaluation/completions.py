@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,14 +23,27 @@ class Patience:
     Attributes:
         timeout: seconds for one answer.
         concurrency: questions that are asked at once.
+        deadline: of `time.monotonic`; nothing is waited for beyond it.
     """
 
     timeout: float = 600
     concurrency: int = 4
+    deadline: float = math.inf
+
+    def seconds(self) -> float:
+        """How long to wait for an answer now. Raises OutOfTimeError past the deadline."""
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise OutOfTimeError("the time that all questions may take is over")
+        return min(self.timeout, left)
+
+
+class OutOfTimeError(TimeoutError):
+    """The deadline has passed."""
 
 
 class Completions:
-    """One model of a server. Errors of its methods: see `_ask`."""
+    """One model of a server. Errors of its methods: see `ask`."""
 
     def __init__(
         self,
@@ -38,7 +52,7 @@ class Completions:
         api_key: str | None = None,
         patience: Patience | None = None,
     ) -> None:
-        """Find the model.
+        """Find the model, and `max_model_len`, its longest request, where the server tells.
 
         Args:
             url: of the server, with or without /v1.
@@ -54,18 +68,18 @@ class Completions:
         self.patience = patience or Patience()
         self._client = httpx.Client(
             base_url=self.url,
-            timeout=httpx.Timeout(self.patience.timeout, connect=_CONNECT_SECONDS),
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
             # A server of this machine is not to be looked for behind a proxy.
             trust_env=False,
         )
+        self.max_model_len: int | None = None
         self.model = self._find(model)
 
     def complete(self, text: str, asks: Sequence[str], max_tokens: int, stop: str) -> list[str]:
         """What the model says after `text + ask`, for each ask, up to `stop`; greedy."""
 
         def answer(ask: str) -> str:
-            found = self._ask(prompt=text + ask, max_tokens=max_tokens, stop=[stop])
+            found = self.ask(prompt=text + ask, max_tokens=max_tokens, stop=[stop])
             said: str = found["choices"][0]["text"]
             return said
 
@@ -74,13 +88,13 @@ class Completions:
         with ThreadPoolExecutor(self.patience.concurrency) as pool:
             return [first, *pool.map(answer, asks[1:])]
 
-    def token_logprobs(self, text: str) -> list[float]:
-        """Log-probability of each token of a text but the first.
+    def token_logprobs(self, text: str | list[int]) -> list[float]:
+        """Log-probability of each token but the first of a text, or of token ids.
 
         Raises:
             ValueError: the server answers without them.
         """
-        found = self._ask(prompt=text, max_tokens=1, echo=True, logprobs=1)
+        found = self.ask(prompt=text, max_tokens=1, echo=True, logprobs=1)
         logprobs = (found["choices"][0].get("logprobs") or {}).get("token_logprobs") or []
         known = logprobs[1 : found["usage"]["prompt_tokens"]]
         if not known or None in known:
@@ -91,16 +105,21 @@ class Completions:
         return [float(value) for value in known]
 
     def _find(self, model: str | None) -> str:
-        names = [found["id"] for found in self._request("GET", "/v1/models")["data"]]
-        if model is None and len(names) == 1:
-            return str(names[0])
-        if model not in names:
+        answer = self._request("GET", "/v1/models")
+        try:
+            served = {str(found["id"]): found for found in answer["data"]}
+        except (KeyError, TypeError):
+            raise ConnectionError(f"{self.url}/v1/models lists no models: {answer}") from None
+        if model is None and len(served) == 1:
+            [model] = served
+        if model not in served:
             wrong = f"has no model {model!r}" if model else "has several models"
-            raise ValueError(f"{self.url} {wrong}; give one with --model: {', '.join(names)}")
-        return str(model)
+            raise ValueError(f"{self.url} {wrong}; give one with --model: {', '.join(served)}")
+        self.max_model_len = served[model].get("max_model_len")
+        return model
 
-    def _ask(self, **request: Any) -> Any:
-        """The answer to a greedy completion.
+    def ask(self, **request: Any) -> Any:
+        """The answer to a greedy completion, as OpenAI's API has it.
 
         Raises:
             TimeoutError: none came in time; nor did a further try's.
@@ -129,11 +148,15 @@ class Completions:
 
     def _request_once(self, method: str, path: str, body: Any) -> Any:
         where = f"{self.url}{path}"
+        seconds = self.patience.seconds()
+        limits = httpx.Timeout(seconds, connect=min(seconds, _CONNECT_SECONDS))
         try:
-            response = self._client.request(method, path, json=body)
+            response = self._client.request(method, path, json=body, timeout=limits)
         except httpx.TimeoutException:
+            if seconds < self.patience.timeout:
+                self.patience.seconds()
             raise TimeoutError(
-                f"{where} did not answer within {self.patience.timeout:g} s; give it longer with "
+                f"{where} did not answer within {seconds:.3g} s; give it longer with "
                 "--timeout, or ask less at once with --num-concurrent"
             ) from None
         except httpx.TransportError as error:

@@ -82,6 +82,7 @@ def forbidden(module: str, imported: str) -> str | None:
         ["explain"],
         ["generate"],
         ["in_transformers"],
+        ["server_check"],
         ["verification"],
     ):
         return "nothing that serves explains, verifies, or runs a model without its host"
