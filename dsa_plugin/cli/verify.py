@@ -1,4 +1,4 @@
-"""`dsa verify`: is a checkpoint whole, and does this machine compute its attention right."""
+"""`dsa verify`: is a checkpoint whole and computed right here; or does a server compute right."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 def verify(
     checkpoint: Annotated[
         str | None,
-        typer.Argument(help="Folder of a DSA checkpoint; with --quick a repository of the Hub."),
+        typer.Argument(
+            help="Folder of a DSA checkpoint; with --quick a repository of the Hub. With --url: of "
+            "the weights that the server has, if they are small enough to run here."
+        ),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="config.json and the files' headers alone.")
@@ -28,26 +31,90 @@ def verify(
         typer.Option(help="Such as 0,2,5-7: the first, the middle, the last, one that shares."),
     ] = None,
     lengths: Annotated[
-        str | None,
-        typer.Option(help="Tokens, such as 2K,64K: around index_topk, and 32 times it."),
+        str | None, typer.Option(help="Tokens, such as 2K,64K: by index_topk unless given.")
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write all figures into this file.")
+    url: Annotated[
+        str | None, typer.Option(help="Check a running server instead, of OpenAI's API.")
     ] = None,
+    model: Annotated[str | None, typer.Option(help="As the server of --url names it.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="OPENAI_API_KEY", help="Of the server of --url.")
+    ] = None,
+    index_topk: Annotated[
+        int | None, typer.Option(help="Of the model at --url, where nothing else says it.")
+    ] = None,
+    chunk: Annotated[int | None, typer.Option(help="Tokens of a prefill's chunk at --url.")] = None,
+    questions: Annotated[
+        int | None, typer.Option(help="For --url, of each length.  [default: 8]")
+    ] = None,
+    num_concurrent: Annotated[
+        int | None, typer.Option(help="Requests of a batch to --url.  [default: 4]")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds --url has for one answer.  [default: 300]")
+    ] = None,
+    budget_s: Annotated[
+        float | None, typer.Option(help="Seconds to ask --url in all.  [default: 900]")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print all figures as JSON instead.")
+    ] = False,
 ) -> None:
-    """Check CHECKPOINT's files, and this machine's kernels on its layers against fp64.
+    """Check CHECKPOINT's files and this machine's kernels on its layers, or what a server answers.
 
-    Exits with 0 where all is right, with 1 where something is wrong, with 2 for bad input.
+    The layers are computed beside fp64. Exits with 0 where all is right, with 1 where something is
+    wrong, with 2 for bad input or a server that cannot be asked.
     """
+    of_a_server = {
+        "model": model,
+        "index_topk": index_topk,
+        "chunk": chunk,
+        "questions": questions,
+        "num_concurrent": num_concurrent,
+        "timeout": timeout,
+        "budget_s": budget_s,
+    }
+    given = {name: value for name, value in of_a_server.items() if value is not None}
+    if url is not None:
+        if quick or layers:
+            raise ValueError("--quick and --layers read a checkpoint's files; leave out --url")
+        raise typer.Exit(_server(url, api_key, checkpoint, lengths, given, as_json=as_json))
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"{names}: of a running server; name it with --url")
     if checkpoint is None:
-        raise ValueError("name a CHECKPOINT: a folder, or with --quick a repository of the Hub")
-    if json_file is not None:
-        json_file.open("a").close()  # before minutes of work
+        raise ValueError(
+            "name a CHECKPOINT, a folder with --quick also a repository of the Hub, or a --url"
+        )
     report = _quick(checkpoint, layers, lengths) if quick else _full(checkpoint, layers, lengths)
-    if json_file is not None:
-        json_file.write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
-    _show(report)
+    if as_json:
+        print(json.dumps(report.to_json(), indent=1))
+    else:
+        _show(report)
     raise typer.Exit(report.wrong)
+
+
+def _server(
+    url: str,
+    api_key: str | None,
+    checkpoint: str | None,
+    lengths: str | None,
+    given: dict[str, Any],
+    *,
+    as_json: bool,
+) -> int:
+    from dsa_plugin.cli.numbers import length_list
+    from dsa_plugin.cli.verify_url import verify_url
+    from dsa_plugin.server_check.settings import Settings
+
+    settings = Settings(
+        url,
+        api_key=api_key,
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        lengths=length_list(lengths) if lengths else None,
+        **given,
+    )
+    return verify_url(settings, as_json=as_json)
 
 
 def _quick(checkpoint: str, layers: str | None, lengths: str | None) -> Report:

@@ -28,7 +28,7 @@ class Reference:
         if size > _MAX_BYTES:
             raise ValueError(
                 f"{checkpoint} has {size / 2**30:.0f} GiB, more than the {_MAX_BYTES >> 30} that "
-                "are run here as a reference; leave --checkpoint out and give --index-topk"
+                "are run here as a reference; leave CHECKPOINT out and give --index-topk"
             )
         self._checkpoint = checkpoint
         self._tokenizer = load_tokenizer(checkpoint)

@@ -79,6 +79,6 @@ class Settings:
         if registered is None:
             raise ValueError(
                 f"{served} is no model that is known here: say its index_topk with --index-topk "
-                "(config.json has it), or name its --checkpoint"
+                "(config.json has it), or name its CHECKPOINT's folder"
             )
         return registered.index_topk

@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from dsa_plugin import cli
 from dsa_plugin.cli.verify_url import verify_url
 from dsa_plugin.evaluation import completions
 from dsa_plugin.server_check.settings import Settings
@@ -76,6 +78,22 @@ def test_the_class_of_a_fault_is_named(
     done = check(as_json=True, questions=8)
     assert done.verdict() == verdict
     assert done.code == (verdict != "right")
+
+
+def test_the_command_hands_on_what_it_is_given(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.wrong = lambda seen: seen.tokens > INDEX_TOPK
+    flags = f"--index-topk {INDEX_TOPK} --questions {2 * QUESTIONS} --num-concurrent 2 --json"
+    lengths = ",".join(map(str, LENGTHS))
+    given = ["--url", server.url, "--model", server.model, "--lengths", lengths, *flags.split()]
+    monkeypatch.setattr(sys, "argv", ["dsa", "verify", *given])
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    assert done.value.code == 1
+    assert json.loads(capsys.readouterr().out)["verdict"] == "wrong past index_topk"
+    assert len(server.asked) == len(LENGTHS) * 2 * QUESTIONS * 4
+    assert server.most_at_once == 2
 
 
 def test_what_is_asked_is_bounded_and_cold_or_cached(server: FakeServer, check: Check) -> None:

@@ -1,4 +1,4 @@
-"""`dsa verify --url --checkpoint` beside servers of the demo model, some with a fault planted."""
+"""`dsa verify CHECKPOINT --url` beside servers of the demo model, some with a fault planted."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`dsa verify --url --checkpoint`: what it compares of a server's log-probabilities, and says."""
+"""`dsa verify CHECKPOINT --url`: what it compares of a server's log-probabilities, and says."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -144,5 +144,5 @@ def test_a_server_without_log_probabilities_is_told(
 
 def test_a_large_checkpoint_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dsa_plugin.server_check.reference._MAX_BYTES", 1 << 20)
-    with pytest.raises(ValueError, match="leave --checkpoint out and give --index-topk"):
+    with pytest.raises(ValueError, match="leave CHECKPOINT out and give --index-topk"):
         Reference(DEMO)

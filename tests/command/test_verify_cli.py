@@ -28,16 +28,16 @@ def dsa_verify(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:
 
 
 def test_layers_and_lengths(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = tmp_path / "all.json"
-    code = dsa_verify(monkeypatch, DEMO, "--layers", "0-1", "--lengths", "65,70", "--json", file)
-    shown = capsys.readouterr()
+    assert dsa_verify(monkeypatch, DEMO, "--layers", "1", "--lengths", "65") == 0
+    shown = capsys.readouterr().out
+    assert "half-split (from the registry)" in shown
+    assert "right: " in shown
+    assert "2 comparisons with fp64" in shown
+    code = dsa_verify(monkeypatch, DEMO, "--layers", "0-1", "--lengths", "65,70", "--json")
     assert code == 0
-    assert "half-split (from the registry)" in shown.out
-    assert "right: " in shown.out
-    assert "8 comparisons with fp64" in shown.out
-    report = json.loads(file.read_text())
+    report = json.loads(capsys.readouterr().out)
     assert report["wrong"] is False
     places = {(cell["layer"], cell["length"], cell["caches"]) for cell in report["cells"]}
     assert places == {(n, t, c) for n in (0, 1) for t in (65, 70) for c in ("bfloat16", "fp8")}
@@ -67,6 +67,9 @@ def test_what_is_wrong_comes_first_and_fails(
         ([DEMO, "--lengths", "64K"], "this model takes 1 to 16,384 tokens"),
         ([DEMO, "--quick", "--layers", "0"], "--quick runs no layer"),
         ([DEMO.parent], "has no config.json"),
+        ([DEMO, "--timeout", "5"], "--timeout: of a running server; name it with --url"),
+        (["--url", "http://127.0.0.1:9", "--quick"], "--quick and --layers read a checkpoint's"),
+        (["--url", "localhost"], "--url localhost; give it as http://HOST:PORT"),
     ],
 )
 def test_bad_input(

@@ -225,6 +225,7 @@ MANY_PARAMETERS = {
     "dsa_plugin.cli.train.pretrain": "likewise",
     "dsa_plugin.cli.train.sparse": "likewise",
     "dsa_plugin.cli.train.warmup": "likewise",
+    "dsa_plugin.cli.verify.verify": "likewise",
     "dsa_plugin.hosts.vllm.attention.__init__": "vLLM's own",
 }
 
