@@ -11,11 +11,17 @@ from typing import Any
 def read_header(path: Path) -> dict[str, dict[str, Any]]:
     """Names, dtypes and shapes in a safetensors file, after checking that the file is whole.
 
-    Format: 8 bytes little-endian header length, a JSON header, then the tensors' bytes
-    (huggingface/safetensors, README "Format").
-
     Raises:
         ValueError: the file is shorter or longer than its header says, or has no readable header.
+    """
+    return read_layout(path)[0]
+
+
+def read_layout(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
+    """read_header()'s tensors, and the byte of the file from which their data_offsets count.
+
+    Format: 8 bytes little-endian header length, a JSON header, then the tensors' bytes
+    (huggingface/safetensors, README "Format").
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -26,12 +32,17 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
                 f"{path} ({size} bytes) is not a whole safetensors file: its header is cut off or "
                 "damaged. Download it again."
             )
-        header: dict[str, dict[str, Any]] = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    expected = 8 + length + max((t["data_offsets"][1] for t in header.values()), default=0)
+        text = file.read(length)
+    try:
+        header: dict[str, dict[str, Any]] = json.loads(text)
+        header.pop("__metadata__", None)
+        end = max((int(tensor["data_offsets"][1]) for tensor in header.values()), default=0)
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        raise ValueError(f"{path} has a damaged header ({error!r}). Download it again.") from None
+    expected = 8 + length + end
     if size != expected:
         raise ValueError(
             f"{path} holds {size} bytes where its header promises {expected}: it is truncated or "
             "damaged. Download it again."
         )
-    return header
+    return header, 8 + length

@@ -16,6 +16,7 @@ import typer
 from dsa_plugin import __version__
 from dsa_plugin.cli import (
     chat,
+    convert,
     doctor,
     evaluate,
     explain,
@@ -63,6 +64,7 @@ def dsa(
 
 
 app.command()(plan.plan)
+app.command()(convert.convert)
 app.command()(doctor.doctor)
 app.command("eval")(evaluate.evaluate)
 app.command()(explain.explain)

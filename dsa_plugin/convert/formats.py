@@ -1,0 +1,164 @@
+"""What a checkpoint's tensors become in each precision, and what config.json then says.
+
+W8A16 and W4A16 are `pack-quantized` of compressed-tensors: symmetric integers, a bf16 scale for
+each 128 inputs of a row. vLLM and SGLang run both by Marlin kernels from sm80 on.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dsa_plugin.convert.source import SCALE_SUFFIX, TORCH_DTYPES, Source, Stored
+from dsa_registry import lookup
+
+Precision = Literal["bf16", "w8a16", "w4a16"]
+BITS: Mapping[str, int] = {"w8a16": 8, "w4a16": 4}
+GROUP = 128
+"""Inputs of a row that share a scale."""
+
+_QUANTISED = re.compile(
+    r".*\.(self_attn\.(q_b|o)_proj|mlp\.((experts\.\d+|shared_experts)\.)?(gate|up|down)_proj)"
+)
+IGNORE = (
+    "lm_head",
+    r"re:.*embed_tokens$",
+    r"re:.*\.indexer\..*",
+    r"re:.*\.mlp\.gate$",
+    # Either host splits it into W_UK and W_UV; SGLang reads its plain `weight`.
+    r"re:.*\.kv_b_proj$",
+    # SGLang 0.5.23 joins the two and refuses their joined `weight_shape`
+    # (deepseek_weight_loader.py, cached_a_proj). They make what indexer and cache read.
+    r"re:.*\.(q_a_proj|kv_a_proj_with_mqa|fused_qkv_a_proj\w*)$",
+    r"re:.*\.(eh_proj|shared_head\.head)$",
+)
+"""Modules that stay unquantised, as compressed-tensors names them, and hosts' fused names."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """A tensor of the converted checkpoint, and the source's that it is made of.
+
+    part: `copy`, its bytes; `bf16`, an FP8 weight's values; `packed`, `scale` and `shape`, the
+        three of a quantised weight.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    source: Stored
+    part: Literal["copy", "bf16", "packed", "scale", "shape"]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its data."""
+        return math.prod(self.shape) * TORCH_DTYPES[self.dtype].itemsize
+
+
+def check_possible(source: Source, precision: Precision) -> None:
+    """Refuse a conversion that would change nothing, or whose layers are unknown.
+
+    Raises:
+        ValueError: which of these, and what would work.
+    """
+    if precision == "bf16":
+        if not any(tensor.dtype == "F8_E4M3" for tensor in source.tensors.values()):
+            raise ValueError(
+                f"{source.folder} holds no FP8 weight, so there is nothing to convert to bf16"
+            )
+        return
+    try:
+        lookup(str(source.config.get("model_type")))
+    except ValueError as error:
+        raise ValueError(
+            f"which layers {precision} may quantise is known of DSA models alone: {error}"
+        ) from None
+
+
+def outputs(shard: Mapping[str, Stored], precision: Precision) -> list[Output]:
+    """What a file's tensors become, in the order in which they are written.
+
+    Larger dtypes come first, so that each tensor is aligned to its own, as safetensors does.
+
+    Raises:
+        ValueError: a weight that the precision cannot hold, or of which it is not known whether
+            it may be quantised.
+    """
+    made = []
+    for name, tensor in shard.items():
+        if name.endswith(SCALE_SUFFIX):
+            continue
+        if precision in BITS and _is_quantised(tensor):
+            made += _quantised(tensor, BITS[precision])
+        elif tensor.dtype == "F8_E4M3":
+            made.append(Output(name, "BF16", tensor.shape, tensor, "bf16"))
+        else:
+            made.append(Output(name, tensor.dtype, tensor.shape, tensor, "copy"))
+    return sorted(made, key=lambda output: (-TORCH_DTYPES[output.dtype].itemsize, output.name))
+
+
+def is_ignored(module: str) -> bool:
+    """Whether IGNORE names a module, by the rules of compressed-tensors."""
+    return any(
+        re.match(pattern[3:], module) if pattern.startswith("re:") else pattern == module
+        for pattern in IGNORE
+    )
+
+
+def converted_config(config: Mapping[str, Any], precision: Precision) -> dict[str, Any]:
+    """config.json of the converted checkpoint."""
+    kept = {key: value for key, value in config.items() if key != "quantization_config"}
+    if precision == "bf16":
+        return kept
+    weights = {
+        "num_bits": BITS[precision],
+        "type": "int",
+        "symmetric": True,
+        "strategy": "group",
+        "group_size": GROUP,
+        "dynamic": False,
+    }
+    group = {
+        "targets": ["Linear"],
+        "weights": weights,
+        "input_activations": None,
+        "output_activations": None,
+    }
+    kept["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": group},
+        "ignore": list(IGNORE),
+    }
+    return kept
+
+
+def _is_quantised(tensor: Stored) -> bool:
+    module, _, kind = tensor.name.rpartition(".")
+    if kind != "weight" or len(tensor.shape) != 2 or is_ignored(module):
+        return False
+    if _QUANTISED.fullmatch(module):
+        return True
+    raise ValueError(
+        f"{tensor.name} {list(tensor.shape)}: it is not known whether this layer may be quantised; "
+        "bf16 is possible"
+    )
+
+
+def _quantised(weight: Stored, bits: int) -> list[Output]:
+    rows, columns = weight.shape
+    if columns % GROUP:
+        raise ValueError(
+            f"{weight.name} has {columns} inputs, which is no multiple of {GROUP}, the group of a "
+            "scale; bf16 is possible"
+        )
+    stem = weight.name
+    return [
+        Output(f"{stem}_packed", "I32", (rows, columns * bits // 32), weight, "packed"),
+        Output(f"{stem}_scale", "BF16", (rows, columns // GROUP), weight, "scale"),
+        Output(f"{stem}_shape", "I64", (2,), weight, "shape"),
+    ]
