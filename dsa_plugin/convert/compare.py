@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dsa_plugin.convert.companions import CONFIG
 from dsa_plugin.convert.formats import GROUP
 from dsa_plugin.convert.manifest import Manifest, sha256_of
 from dsa_plugin.convert.numbers import unpack
@@ -60,6 +61,8 @@ def compare(source: Path, converted: Path, workers: int) -> Iterator[Compared]:
     Raises:
         ValueError: either folder holds no whole checkpoint.
     """
+    if Manifest.load(converted) and not (converted / CONFIG).exists():
+        raise ValueError(f"{converted} is not finished; run its conversion again, it goes on")
     old, new = open_source(source).tensors, open_folder(converted).tensors
     names = [name for name in old if not name.endswith(SCALE_SUFFIX)]
     threads = torch.get_num_threads()

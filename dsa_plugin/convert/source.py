@@ -105,10 +105,10 @@ def open_source(folder: Path) -> Source:
     tensors = source.tensors
     for name, tensor in tensors.items():
         if name.endswith(SCALE_SUFFIX):
-            if tensors.get(name.removesuffix(SCALE_SUFFIX)) is None:
-                raise ValueError(
-                    f"{name} of {folder} has no weight. Download the checkpoint again."
-                )
+            weight = tensors.get(name.removesuffix(SCALE_SUFFIX))
+            if weight is None or weight.dtype != "F8_E4M3":
+                found = "no weight" if weight is None else f"a weight in {weight.dtype}, not FP8"
+                raise ValueError(f"{name} of {folder} has {found}. Download the checkpoint again.")
         elif tensor.dtype == "F8_E4M3":
             _check_scale(tensor, tensors.get(name + SCALE_SUFFIX))
         elif tensor.dtype not in _FLOATS:

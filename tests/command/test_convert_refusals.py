@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dsa_plugin import cli
+from dsa_plugin.convert.compare import compare
 from dsa_plugin.convert.plan import plan
 from dsa_plugin.convert.run import convert
 from dsa_testbed.shards import INDEX, write_tiny
@@ -124,6 +125,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: without_index(f, FIRST, dropping(O_PROJ)),
         rf"{_SCALE_OF_FIRST} .* has no weight",
     ),
+    "scale of no FP8": (
+        lambda f: edit(f / FIRST, set_to(O_PROJ, torch.zeros(384, 256).bfloat16())),
+        rf"{_SCALE_OF_FIRST} .* has a weight in BF16, not FP8",
+    ),
     "scale of another shape": (
         lambda f: edit(f / SECOND, set_to(_SCALE_OF_FIRST, torch.ones(3, 3))),
         r"has scales F32 \[3, 3\]; expected \[3, 2\]",
@@ -170,6 +175,9 @@ def test_targets_refused(source: Path, tmp_path: Path) -> None:
     run(source, target)
     with pytest.raises(ValueError, match="holds a conversion to w4a16, not bf16"):
         run(source, target, "bf16")
+    (target / "config.json").unlink()
+    with pytest.raises(ValueError, match="is not finished"):
+        list(compare(source, target, 1))
     configure(source, vocab_size=1)
     with pytest.raises(ValueError, match=r"of another checkpoint than .*config.json"):
         run(source, target)
