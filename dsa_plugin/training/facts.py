@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from dsa_plugin.training.draws import Draws
 from dsa_plugin.training.lexicon import NAMES, NOTE_WORDS, PLACES
 
-COUNTS = (2, 6)
+COUNTS = (1, 4)
 NOTE_LENGTHS = (6, 12)
 LIST_LENGTHS = (4, 6)
 
@@ -106,11 +106,12 @@ def count(source: Source) -> Item:
     """How often a sentence stands in the text."""
     key, times = source.key(), source.draws.between(*COUNTS)
     before = f"The {key} was seen"
+    unit = "time" if times == 1 else "times"
     return Item(
         kind="count",
         facts=(f"{before}.",) * times,
         ask=f"how often was the {key} seen?",
-        answer=f"{before} {times} times.",
+        answer=f"{before} {times} {unit}.",
         graded=(len(before), len(before) + len(f" {times}")),
         copies=(),
         support=tuple(range(times)),
@@ -147,16 +148,16 @@ def third(source: Source) -> Item:
     """The third name of a list under its heading."""
     key = source.key()
     names = source.draws.sample(NAMES, source.draws.between(*LIST_LENGTHS))
-    heading = f"List of the {key}:"
+    heading = f"List of the {key}"
     before = f"Third of the {key} is"
     told = f" {names[2]}"
     return Item(
         kind="third",
-        facts=(f"{heading} {', '.join(names)}.",),
+        facts=(f"{heading} {' '.join(names)}.",),
         ask=f"who is third of the {key}?",
         answer=f"{before}{told}.",
         graded=(len(before), len(before) + len(told)),
-        copies=(Copy(len(before), 0, len(f"{heading} {names[0]}, {names[1]},"), len(told)),),
+        copies=(Copy(len(before), 0, len(f"{heading} {names[0]} {names[1]}"), len(told)),),
         support=(0,),
     )
 

@@ -44,12 +44,13 @@ def read(text: str, ask: str) -> str:
         return f"{keeper.group()} {home.group()}"
     if found := re.fullmatch(rf"how often was the {KEY} seen\?", ask):
         mark = f"The {found[1]} was seen"
-        return f"{mark} {told.count(f'{mark}.')} times."
+        times = told.count(f"{mark}.")
+        return f"{mark} {times} {'time' if times == 1 else 'times'}."
     if found := re.fullmatch(rf"where did the {KEY} go last\?", ask):
         *_, last = re.finditer(rf"The {found[1]} went to \w+\.", told)
         return last.group()
     if found := re.fullmatch(rf"who is third of the {KEY}\?", ask):
-        names = _sole(told, rf"List of the {found[1]}: ([\w, ]+)\.")[1].split(", ")
+        names = _sole(told, rf"List of the {found[1]} ([\w ]+)\.")[1].split()
         return f"Third of the {found[1]} is {names[2]}."
     raise AssertionError(f"no such question: {ask}")
 
