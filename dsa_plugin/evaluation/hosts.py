@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -30,6 +31,7 @@ _FP8 = {"vllm": "fp8_ds_mla", "sglang": "fp8_e4m3"}
 _OVERRIDES = {"vllm": "--hf-overrides", "sglang": "--json-model-override-args"}
 _STOP_SECONDS = 45
 _TAIL_LINES = 25
+_ERROR = re.compile(r"\b[A-Z]\w*(Error|Exception): ")
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Deployment:
                 yield Completions(url, patience=patience)
             except OSError as error:
                 raise ConnectionError(
-                    f"{self.host}, serving {variant.name}: {error}\n{_tail(Path(log.name))}"
+                    f"{self.host}, serving {variant.name}: {error}\n{_said(Path(log.name))}"
                 ) from None
             finally:
                 _stop(process)
@@ -139,8 +141,11 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _tail(log: Path) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-_TAIL_LINES:])
+def _said(log: Path) -> str:
+    """The first error that a log names, which later ones may only refer to, and its last lines."""
+    lines = log.read_text(errors="replace").splitlines()
+    causes = [line for line in lines[:-_TAIL_LINES] if _ERROR.search(line)]
+    return "\n".join([*causes[:1], *lines[-_TAIL_LINES:]])
 
 
 def _free_port() -> int:

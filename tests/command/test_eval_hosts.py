@@ -14,6 +14,13 @@ from dsa_plugin.evaluation.hosts import Deployment
 from dsa_plugin.evaluation.variants import VARIANTS
 
 FAILS = "import sys; print('error: no such flag'); sys.exit(3)"
+FAILS_FAR_ABOVE = """
+import sys
+print("(Worker) ERROR ValueError: too little memory")
+print("\\n".join(["  in a file"] * 30))
+print("RuntimeError: see above")
+sys.exit(3)
+"""
 HANGS = "import os, time; open('PID', 'w').write(str(os.getpid())); time.sleep(60)"
 SERVES = """
 import json, os, sys
@@ -97,6 +104,20 @@ def test_a_host_that_does_not_start_is_told(
         DEPLOYMENT.under(VARIANTS["dsa"], Patience()),
     ):
         pass
+
+
+def test_the_first_of_a_hosts_errors_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stand_in(monkeypatch, tmp_path, FAILS_FAR_ABOVE)
+    with (
+        pytest.raises(ConnectionError) as failure,
+        DEPLOYMENT.under(VARIANTS["dsa"], Patience()),
+    ):
+        pass
+    first, second, *_ = str(failure.value).splitlines()
+    assert "exit code 3" in first
+    assert second == "(Worker) ERROR ValueError: too little memory"
 
 
 def test_a_host_that_is_never_ready_is_stopped(
