@@ -168,8 +168,8 @@ def hadamard(like: Tensor) -> Tensor:
     index = torch.arange(INDEX_HEAD_DIM)
     common = index[:, None] & index
     parity = torch.stack([(common >> bit) & 1 for bit in range(7)]).sum(0) % 2
-    signs: Tensor = (1 - 2 * parity).to(like)
-    return signs * INDEX_HEAD_DIM**-0.5
+    matrix: Tensor = (1 - 2 * parity).to(like) * INDEX_HEAD_DIM**-0.5
+    return matrix
 
 
 def _rotate_index(x: Tensor, positions: Tensor, table: Tensor, maths: Maths) -> Tensor:

@@ -38,7 +38,9 @@ def scratch(
     key, numel = (purpose, dtype), prod(shape)
     buffer = _buffers.of.get(key)
     if buffer is None or buffer.numel() < numel:
-        _buffers.of[key] = buffer = torch.empty(numel, dtype=dtype)
+        # A tensor made in inference mode could not be written to outside of it later.
+        with torch.inference_mode(False):
+            _buffers.of[key] = buffer = torch.empty(numel, dtype=dtype)
     return buffer[:numel].view(shape)
 
 

@@ -15,6 +15,7 @@ from dsa_kernels.indexer_logits import cpu as indexer_cpu
 from dsa_kernels.indexer_logits import indexer_logits, indexer_logits_paged
 from dsa_kernels.sparse_mla import cpu as sparse_cpu
 from dsa_kernels.testing import make_block_table, make_index_cache, make_slots
+from dsa_kernels.topk_select import topk_select
 from dsa_testbed.index_keys import assert_within, bound, fill, inputs, mask, truth
 from dsa_testbed.latents import SCALE, filled_cache, random_slots
 
@@ -39,6 +40,15 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     out, lse = torch.empty(200, 4, 512).bfloat16(), torch.empty(200, 4)
     sparse_cpu.sparse_mla(q, cache, random_slots(200, 300, used), None, SCALE, out, lse)
     assert 1 << 20 < largest <= workspace.TILE_BYTES
+
+
+def test_buffers_of_inference_mode_serve_outside_of_it() -> None:
+    scores, lens = torch.randn(2, 300), torch.tensor([300, 200], dtype=torch.int32)
+    starts = torch.zeros_like(lens)
+    workspace.release()
+    with torch.inference_mode():
+        expected = topk_select(scores, starts, lens, 64).clone()
+    assert torch.equal(topk_select(scores, starts, lens, 64), expected)
 
 
 @settings(max_examples=25, deadline=None)
