@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dsa_plugin.config import DSAConfig
 from dsa_plugin.verification import reference
-from dsa_plugin.verification.inputs import Request, norms_of, scored, split_kv_b
+from dsa_plugin.verification.inputs import Request, converted, norms_of, scored, split_kv_b
 from dsa_plugin.verification.reference import Maths
 from dsa_plugin.verification.weights import LayerWeights
 
@@ -27,10 +27,7 @@ class Exact:
     def __init__(
         self, weights: LayerWeights, request: Request, dsa: DSAConfig, table: Tensor
     ) -> None:
-        parts = vars(request).items()
-        self.request = Request(
-            **{n: t if n == "rows" or t is None else t.double() for n, t in parts}
-        )
+        self.request = converted(request, torch.float64)
         self.norms, self.table = norms_of(weights), table
         self._w_uk, self._w_uv = split_kv_b(weights.kv_b_proj, dsa)
         self._all = torch.arange(len(request.kv), device=request.kv.device)

@@ -178,9 +178,18 @@ def project(
 
 def converted(request: Request, dtype: torch.dtype) -> Request:
     """In another dtype, positions as they are."""
-    parts = vars(request).items()
-    changed = {n: t if n == "rows" or t is None else t.to(dtype) for n, t in parts}
-    return Request(**changed)
+
+    def of(part: Tensor | None) -> Tensor | None:
+        return None if part is None else part.to(dtype)
+
+    return Request(
+        kv=request.kv.to(dtype),
+        keys=of(request.keys),
+        rows=request.rows,
+        q=request.q.to(dtype),
+        index_q=of(request.index_q),
+        index_weights=of(request.index_weights),
+    )
 
 
 def norms_of(weights: LayerWeights) -> Norms:

@@ -58,7 +58,8 @@ def check(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> Check:
             "questions": QUESTIONS,
         }
         code = verify_url(Settings(**given | changed), as_json=as_json)
-        return Output(code, *capsys.readouterr())
+        shown = capsys.readouterr()
+        return Output(code, shown.out, shown.err)
 
     return run
 

@@ -67,7 +67,7 @@ def test_answers_name_a_fault(is_wrong: Callable[[int, Mode], bool], fault: Faul
 
 def test_answers_that_get_worse_step_by_step_point_to_index_topk() -> None:
     """As with another RoPE style: content still finds what is near."""
-    chances = dict(zip(LENGTHS, (0.0, 0.25, 0.5, 0.65, 0.8), strict=True))
+    chances: dict[int, float] = dict(zip(LENGTHS, (0.0, 0.25, 0.5, 0.65, 0.8), strict=True))
     often = [
         by_answers_of(lambda at, _mode: chances[at], seed, 2 * QUESTIONS)[:1]
         for seed in range(RUNS)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
@@ -131,7 +132,7 @@ class Hub:
                     hub.sent += len(content) if file.endswith(".safetensors") else 0
                     self.wfile.write(content)
 
-            def log_message(self, *_: object) -> None:
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
                 pass
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -47,8 +47,8 @@ def test_buffers_of_inference_mode_serve_outside_of_it() -> None:
     starts = torch.zeros_like(lens)
     workspace.release()
     with torch.inference_mode():
-        expected = topk_select(scores, starts, lens, 64).clone()
-    assert torch.equal(topk_select(scores, starts, lens, 64), expected)
+        expected = topk_select(scores, 64, starts, lens).clone()
+    assert torch.equal(topk_select(scores, 64, starts, lens), expected)
 
 
 @settings(max_examples=25, deadline=None)
