@@ -11,7 +11,7 @@ from dsa_plugin.training.measure import measure
 from dsa_plugin.training.rope import rotate_interleaved
 
 DEMO = Path(__file__).resolve().parents[2] / "checkpoints" / "demo"
-LEARNED = ("single", "several", "chain", "quote", "latest")
+LEARNED = ("single", "several", "chain", "quote", "latest", "third")
 
 
 def share_right() -> float:
