@@ -77,14 +77,7 @@ class TransformersModel:
     @torch.inference_mode()
     def token_logprobs(self, text: str) -> list[float]:
         """Log-probability of each token of a text but the first."""
-        tokens = self._tokens(text, 0)
-        run = _Run(self.model)
-        found: list[float] = []
-        for chunk, logits in run.chunks(tokens[:-1]):
-            following = torch.tensor(tokens[len(found) + 1 : len(found) + 1 + len(chunk)])
-            logprobs = logits.float().log_softmax(-1)
-            found += logprobs.gather(1, following[:, None])[:, 0].tolist()
-        return found
+        return _Run(self.model).token_logprobs(self._tokens(text, 0))
 
     def _continue(self, run: _Run, tokens: list[int], max_tokens: int, stop: str) -> str:
         answer: list[int] = []

@@ -12,10 +12,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dsa_plugin.chat.pieces import END_THINK, THINK
+
 Message = Mapping[str, Any]
 
 END = "<｜end▁of▁sentence｜>"
-THINK, END_THINK = "<think>", "</think>"
 
 _BEGIN = "<｜begin▁of▁sentence｜>"
 _USER, _ASSISTANT = "<｜User｜>", "<｜Assistant｜>"

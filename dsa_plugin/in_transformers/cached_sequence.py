@@ -47,6 +47,15 @@ class CachedSequence:
             self.length += len(chunk)
             yield chunk, output.logits[0]
 
+    def token_logprobs(self, tokens: Sequence[int]) -> list[float]:
+        """Read all tokens but the last; log-probability of each but the first, in fp32."""
+        found: list[float] = []
+        for chunk, logits in self.chunks(tokens[:-1]):
+            following = torch.tensor(tokens[len(found) + 1 : len(found) + 1 + len(chunk)])
+            logprobs = logits.float().log_softmax(-1)
+            found += logprobs.gather(1, following[:, None])[:, 0].tolist()
+        return found
+
 
 def end_tokens(model: Any) -> set[int]:
     """The tokens that end an answer."""

@@ -59,9 +59,4 @@ class Reference:
 
 @torch.inference_mode()
 def _logprobs(model: Any, tokens: Sequence[int]) -> list[float]:
-    found: list[float] = []
-    for chunk, logits in CachedSequence(model).chunks(tokens[:-1]):
-        following = torch.tensor(tokens[len(found) + 1 : len(found) + 1 + len(chunk)])
-        logprobs = logits.float().log_softmax(-1)
-        found += logprobs.gather(1, following[:, None])[:, 0].tolist()
-    return found
+    return CachedSequence(model).token_logprobs(tokens)

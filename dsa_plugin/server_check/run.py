@@ -110,18 +110,18 @@ class _Asking:
     def _ask(self, mode: Mode, prompts: Sequence[Prompt], nonces: Sequence[str]) -> None:
         texts = [nonce + prompt.text for nonce, prompt in zip(nonces, prompts, strict=True)]
         comparison, length = self._comparison, prompts[0].length
-        asked: list[str | list[int]] = [comparison.tokens(t) if comparison else t for t in texts]
+        tokens = [comparison.tokens(text) for text in texts] if comparison else []
         at_once = concurrency(self._settings.num_concurrent, length) if mode.batch else 1
-        replies = ask_all(self._server, asked, at_once, logprobs=comparison is not None)
+        replies = ask_all(self._server, tokens or texts, at_once, logprobs=comparison is not None)
         for number, prompt in enumerate(prompts):
             self._progress(len(self._replies), self._total, f"{length:,} tokens, {mode.name}")
             reply = next(replies)
             self._replies.append(reply)
             self._report.answers.append(_answer(prompt, mode, reply))
             if comparison:
-                comparison.add(mode, comparison.tokens(texts[number]), reply)
+                comparison.add(mode, tokens[number], reply)
         if comparison and mode == ALONE_COLD:
-            comparison.add_prompt(comparison.tokens(texts[0]))
+            comparison.add_prompt(tokens[0])
         self._progress(len(self._replies), self._total, f"{length:,} tokens, {mode.name}")
 
     def _out_of_time(self, at: str) -> None:
