@@ -1,4 +1,4 @@
-"""What a safetensors file holds, by its header alone."""
+"""What safetensors files hold, by their headers and index alone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import struct
 from pathlib import Path
 from typing import Any
+
+INDEX = "model.safetensors.index.json"
 
 
 def read_header(path: Path) -> dict[str, dict[str, Any]]:
@@ -46,3 +48,23 @@ def read_layout(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
             "damaged. Download it again."
         )
     return header, 8 + length
+
+
+def read_weight_map(folder: Path) -> dict[str, str] | None:
+    """Tensor -> file of the folder, by its index; None without one.
+
+    Raises:
+        ValueError: it is no index, or names files elsewhere.
+    """
+    path = folder / INDEX
+    if not path.exists():
+        return None
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}). Download it again.") from None
+    if not isinstance(index, dict) or not all(
+        isinstance(file, str) and Path(file).name == file for file in index.values()
+    ):
+        raise ValueError(f"{path} names no files of this folder. Download it again.")
+    return index

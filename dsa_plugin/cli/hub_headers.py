@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Any
 
 from dsa_plugin.cli.model_config import download_config
 from dsa_plugin.config_file import read_config
+from dsa_plugin.safetensors_header import INDEX, read_weight_map
 from dsa_plugin.verification.findings import Finding
 from dsa_plugin.verification.headers import Header, Headers
 
-_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+_SINGLE = "model.safetensors"
 _AT_ONCE = 8
 Found = tuple[dict[str, Header], Finding | None]
 
@@ -37,11 +37,10 @@ def read_repository(
     api = HfApi()
     try:
         weight_map = None
-        if api.file_exists(repository, _INDEX):
-            index = Path(hf_hub_download(repository, _INDEX))
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if api.file_exists(repository, INDEX):
+            weight_map = read_weight_map(Path(hf_hub_download(repository, INDEX)).parent)
         elif not api.file_exists(repository, _SINGLE):
-            raise ValueError(f"{repository} has neither {_INDEX} nor {_SINGLE}; name another one")
+            raise ValueError(f"{repository} has neither {INDEX} nor {_SINGLE}; name another one")
         files = sorted(set(weight_map.values())) if weight_map else [_SINGLE]
         done, results = 0, {}
         with ThreadPoolExecutor(_AT_ONCE) as pool:

@@ -12,7 +12,8 @@ from typing import Any
 from dsa_plugin.convert.atomic import whole_file
 from dsa_plugin.convert.formats import Output, Precision, converted_config
 from dsa_plugin.convert.manifest import MANIFEST
-from dsa_plugin.convert.source import INDEX, Source
+from dsa_plugin.convert.source import Source
+from dsa_plugin.safetensors_header import INDEX
 
 CONFIG = "config.json"
 _MADE = {CONFIG, INDEX, MANIFEST}

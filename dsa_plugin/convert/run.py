@@ -20,7 +20,7 @@ from dsa_plugin.convert.companions import CONFIG, companions, write_companions
 from dsa_plugin.convert.manifest import MANIFEST, Manifest, Recorded, sha256_of
 from dsa_plugin.convert.plan import Plan
 from dsa_plugin.convert.shard import Progress, file_bytes, write_shard
-from dsa_plugin.convert.source import INDEX
+from dsa_plugin.safetensors_header import INDEX
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SLACK_BYTES = 1 << 20

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,12 +11,11 @@ from typing import Any
 import torch
 
 from dsa_plugin.config_file import read_config
-from dsa_plugin.safetensors_header import read_layout
+from dsa_plugin.safetensors_header import INDEX, read_layout, read_weight_map
 
 BLOCK = 128
 """Rows and columns of an FP8 weight that share a scale."""
 SCALE_SUFFIX = "_scale_inv"
-INDEX = "model.safetensors.index.json"
 TORCH_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -66,7 +64,7 @@ def open_folder(folder: Path) -> Source:
         ValueError: no config.json or safetensors, a damaged file, or one that the index lacks.
     """
     config = read_config(folder)
-    index = _read_index(folder)
+    index = read_weight_map(folder) or {}
     names = sorted(set(index.values())) or sorted(
         path.name for path in folder.glob("*.safetensors")
     )
@@ -151,22 +149,6 @@ def _check_scale(weight: Stored, scale: Stored | None) -> None:
             f"{of} has scales {scale.dtype} {list(scale.shape)}; expected {list(blocks)}, one of "
             f"{', '.join(sorted(_SCALES))}. {_ALLOWED}"
         )
-
-
-def _read_index(folder: Path) -> dict[str, str]:
-    """Tensor -> file; empty without an index."""
-    path = folder / INDEX
-    if not path.exists():
-        return {}
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}). Download it again.") from None
-    if not isinstance(index, dict) or not all(
-        isinstance(file, str) and Path(file).name == file for file in index.values()
-    ):
-        raise ValueError(f"{path} names no files of this folder. Download it again.")
-    return index
 
 
 def _read_shard(folder: Path, name: str) -> dict[str, Stored]:

@@ -6,7 +6,6 @@ fewer rows or columns than the stored tensor, it gets its share of them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from dsa_plugin.generate.config import FP8_BLOCK, ModelConfig
 from dsa_plugin.generate.model import Model
 from dsa_plugin.generate.ranks import Ranks
+from dsa_plugin.safetensors_header import read_weight_map
 
 # Both kept in fp32: what they tell apart is less than bf16 can say.
 _FP32 = ("mlp.gate.e_score_correction_bias", "indexer.k_norm.weight", "indexer.k_norm.bias")
@@ -91,9 +91,9 @@ class StoredTensors:
         return self._opened[file]
 
     def _names_and_files(self) -> Iterator[tuple[str, str]]:
-        index = self.folder / "model.safetensors.index.json"
-        if index.is_file():
-            yield from json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
+        weight_map = read_weight_map(self.folder)
+        if weight_map is not None:
+            yield from weight_map.items()
             return
         files = sorted(path.name for path in self.folder.glob("*.safetensors"))
         if not files:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from dsa_plugin.config import DSAConfig
 from dsa_plugin.config_file import read_config
+from dsa_plugin.safetensors_header import read_weight_map
 from dsa_plugin.verification.compare import Cell
 from dsa_plugin.verification.exact import Exact
 from dsa_plugin.verification.facts import facts_of
@@ -75,7 +75,9 @@ def check_folder(folder: Path) -> Report:
     Raises:
         ValueError: it is none, or not a DSA model's.
     """
-    return check_files(str(folder), read_config(folder), read_folder(folder), _weight_map(folder))
+    return check_files(
+        str(folder), read_config(folder), read_folder(folder), read_weight_map(folder)
+    )
 
 
 @torch.no_grad()
@@ -97,7 +99,7 @@ def verify(
         ValueError: not a DSA checkpoint, or a layer or length that it has not.
     """
     config, headers = read_config(folder), read_folder(folder)
-    report = check_files(str(folder), config, headers, _weight_map(folder))
+    report = check_files(str(folder), config, headers, read_weight_map(folder))
     dsa = DSAConfig.from_hf(config)
     plan = _plan(config, dsa, layers, lengths)
     skipped = [n for n in plan.layers if not can_run(headers, dsa, source_of(dsa, n))]
@@ -113,17 +115,6 @@ def verify(
     findings += [] if style is None else [style]
     findings += cell_findings(report.cells)
     return replace(report, findings=tuple(findings), inputs=run.described())
-
-
-def _weight_map(folder: Path) -> Mapping[str, str] | None:
-    path = folder / "model.safetensors.index.json"
-    if not path.is_file():
-        return None
-    try:
-        found: Mapping[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{path} is no index ({error!r}); download it again") from None
-    return found
 
 
 def _plan(
