@@ -15,6 +15,7 @@ from dsa_plugin import cli
 from dsa_plugin.evaluation import completions
 from dsa_plugin.evaluation.exams import papers
 from dsa_plugin.evaluation.results import Results
+from dsa_testbed.failing_replies import drop, late, status
 
 LENGTHS, KINDS, QUESTIONS = (512, 768), ("single", "count"), 2
 LOGPROB = -2.0
@@ -154,25 +155,6 @@ def test_the_same_answers_are_asked_for(
     assert "FAIL dsa at 512, text 0: 1 of 4 answers differ" in done.out
 
 
-def _drop(handler: BaseHTTPRequestHandler, _number: int) -> bool:
-    handler.close_connection = True
-    return True
-
-
-def _status(code: int) -> Callable[[Any, int], bool]:
-    def fail(handler: Any, _number: int) -> bool:
-        handler.reply(b"CUDA error: out of luck", code)
-        return True
-
-    return fail
-
-
-def _sleep(handler: BaseHTTPRequestHandler, _number: int) -> bool:
-    time.sleep(2)
-    handler.close_connection = True
-    return True
-
-
 def _nonsense(handler: Any, _number: int) -> bool:
     handler.reply(b"<html>a proxy's page</html>")
     return True
@@ -186,10 +168,10 @@ def _empty(handler: Any, _number: int) -> bool:
 @pytest.mark.parametrize(
     ("fail", "message"),
     [
-        (_drop, "cannot be asked (RemoteProtocolError"),
-        (_status(500), "failed with 500: CUDA error: out of luck; tried 3 times"),
-        (_status(400), "refused the request with 400: CUDA error"),
-        (_sleep, "did not answer within 0.3 s; give it longer with --timeout"),
+        (drop, "cannot be asked (RemoteProtocolError"),
+        (status(500), "failed with 500: CUDA error: out of luck; tried 3 times"),
+        (status(400), "refused the request with 400: CUDA error"),
+        (late(2), "did not answer within 0.3 s; give it longer with --timeout"),
         (_nonsense, "answered what is not JSON: <html>"),
         (_empty, "answered without choices"),
     ],
@@ -218,7 +200,7 @@ def test_a_failure_is_told_and_nothing_is_lost(
 
 
 def test_one_failure_is_no_failure(stub: Stub, evaluate: Callable[..., Output]) -> None:
-    stub.fail = lambda handler, number: number == 2 and _drop(handler, number)
+    stub.fail = lambda handler, number: number == 2 and drop(handler, number)
     assert evaluate().code == 0
 
 

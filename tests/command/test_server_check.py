@@ -14,6 +14,7 @@ from dsa_plugin import cli
 from dsa_plugin.cli.verify_url import verify_url
 from dsa_plugin.evaluation import completions
 from dsa_plugin.server_check.settings import Settings
+from dsa_testbed.failing_replies import drop, late, status
 from dsa_testbed.fake_server import FakeServer, KnowsAll, Rule, Seen
 
 LENGTHS = (48, 256)
@@ -122,25 +123,6 @@ def test_the_output_says_what_it_rests_on(server: FakeServer, check: Check) -> N
     assert len(found["cells"]) == 8
 
 
-def _drop(handler: BaseHTTPRequestHandler, _number: int) -> bool:
-    handler.close_connection = True
-    return True
-
-
-def _status(code: int) -> Callable[[Any, int], bool]:
-    def fail(handler: Any, _number: int) -> bool:
-        handler.reply(b"CUDA error: out of luck", code)
-        return True
-
-    return fail
-
-
-def _sleep(handler: BaseHTTPRequestHandler, _number: int) -> bool:
-    time.sleep(1)
-    handler.close_connection = True
-    return True
-
-
 def _no_text(handler: Any, _number: int) -> bool:
     handler.reply({"choices": [{"message": "Hello"}]})
     return True
@@ -149,11 +131,11 @@ def _no_text(handler: Any, _number: int) -> bool:
 @pytest.mark.parametrize(
     ("fail", "message"),
     [
-        (_drop, "cannot be asked (RemoteProtocolError"),
-        (_status(500), "failed with 500: CUDA error: out of luck; tried 3 times"),
-        (_status(404), "refused the request with 404"),
-        (_status(401), "refused the request with 401"),
-        (_sleep, "did not answer within 0.2 s; give it longer with --timeout"),
+        (drop, "cannot be asked (RemoteProtocolError"),
+        (status(500), "failed with 500: CUDA error: out of luck; tried 3 times"),
+        (status(404), "refused the request with 404"),
+        (status(401), "refused the request with 401"),
+        (late(1), "did not answer within 0.2 s; give it longer with --timeout"),
         (_no_text, "answered without a text: {'message': 'Hello'}"),
     ],
 )
@@ -178,7 +160,7 @@ def test_a_server_that_fails_is_unusable(
 
 def test_what_was_found_before_a_failure_counts(server: FakeServer, check: Check) -> None:
     server.wrong = lambda seen: seen.tokens > INDEX_TOPK
-    server.fail = lambda handler, number: number >= 7 * 8 and _drop(handler, number)
+    server.fail = lambda handler, number: number >= 7 * 8 and drop(handler, number)
     done = check(questions=8)
     assert done.code == 1
     assert "verdict: wrong past index_topk" in done.out
@@ -186,7 +168,7 @@ def test_what_was_found_before_a_failure_counts(server: FakeServer, check: Check
 
 
 def test_one_failure_is_no_failure(server: FakeServer, check: Check) -> None:
-    server.fail = lambda handler, number: number == 20 and _drop(handler, number)
+    server.fail = lambda handler, number: number == 20 and drop(handler, number)
     assert check().code == 0
 
 
@@ -257,7 +239,7 @@ def test_a_short_context_is_told(server: FakeServer, check: Check) -> None:
 def test_a_refusal_of_long_requests_is_told(server: FakeServer, check: Check) -> None:
     def refuse(handler: Any, _number: int) -> bool:
         too_long = len(server.asked[-1]["prompt"]) > 4 * 400
-        return too_long and _status(400)(handler, 0)
+        return too_long and status(400)(handler, 0)
 
     server.fail = refuse
     done = check(lengths=(*LENGTHS, 480))
