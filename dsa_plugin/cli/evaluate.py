@@ -42,8 +42,8 @@ def evaluate(
         typer.Option(help=f"{_NAMES}; all that --through has. With --url: the one it serves."),
     ] = None,
     lengths: Annotated[
-        str, typer.Option(help="Tokens of text and question, with commas between.")
-    ] = "1024,2048,4096,8192,16384",
+        str, typer.Option(help="Tokens of text and question, such as 2048 or 2K,16K.")
+    ] = "1K,2K,4K,8K,16K",
     kinds: Annotated[str | None, typer.Option(help=f"Of questions. {_NAMES}; all.")] = None,
     questions: Annotated[int, typer.Option(help="Of each kind at each length.")] = 20,
     seed: Annotated[int, typer.Option(help="Of texts and questions.")] = 0,
@@ -81,6 +81,7 @@ def evaluate(
     """
     from dsa_plugin.cli.evaluate_tables import show
     from dsa_plugin.cli.model_config import find_model
+    from dsa_plugin.cli.numbers import length_list
     from dsa_plugin.evaluation.completions import Patience
     from dsa_plugin.evaluation.exams import papers
     from dsa_plugin.evaluation.gates import Gates
@@ -95,7 +96,7 @@ def evaluate(
     if num_concurrent < 1 or timeout <= 0 or max_gen_toks < 1:
         raise ValueError("--num-concurrent, --timeout and --max-gen-toks have to be above 0")
     asked = _names(kinds) if kinds else list(KINDS)
-    exam = list(papers(seed, _numbers(lengths), asked, questions))
+    exam = list(papers(seed, length_list(lengths), asked, questions))
     setting = Setting(
         model=str(checkpoint or model or url),
         through=url or through,
@@ -133,13 +134,6 @@ def evaluate(
 
 def _names(text: str) -> list[str]:
     return [name for part in text.split(",") if (name := part.strip())]
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(name) for name in _names(text)]
-    except ValueError:
-        raise ValueError(f"--lengths {text}; allowed: integers with commas between") from None
 
 
 def _begin(out: Path, setting: Setting, *, resume: bool) -> Results:

@@ -253,7 +253,7 @@ def test_no_server_is_told(
         (["somewhere"], "either a checkpoint's folder or a server's --url"),
         (["--variants", "dsa,dense"], "a server serves one"),
         (["--variants", "best"], "no variant best; known: dense, dsa"),
-        (["--lengths", "1K"], "--lengths 1K; allowed: integers"),
+        (["--lengths", "1M"], "--lengths is '1M'; allowed: tokens"),
         (["--lengths", "100"], "allowed: tokens, each at least 256"),
         (["--kinds", "poem"], "--kinds poem; allowed: some of single"),
         (["--questions", "0"], "--questions 0; allowed: an integer >= 1"),
