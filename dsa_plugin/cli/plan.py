@@ -81,7 +81,7 @@ def plan(
     if weights is None:
         raise ValueError(
             f"the quantization_config of {model} is none that can be sized; say which is nearest: "
-            "--weights-dtype fp8, bf16 or w4a16"
+            "--weights-dtype fp8, bf16, w8a16 or w4a16"
         )
     if gpu_hour_price <= 0:
         raise ValueError(f"--gpu-hour-price is {gpu_hour_price}; allowed: above 0")

@@ -12,9 +12,10 @@ from dsa_registry import IndexerType, all_entries
 from dsa_registry.reader import read_entry, read_indexer_types, read_sizes
 from dsa_registry.schema import ModelSizes
 
-WeightsDtype = Literal["fp8", "bf16", "w4a16"]
-"""fp8: linear layers in fp8 with one fp32 scale for each 128 x 128 block. w4a16: routed experts in
-4 bits with one bf16 scale for 128 values, the rest bf16."""
+WeightsDtype = Literal["fp8", "bf16", "w8a16", "w4a16"]
+"""fp8: linear layers in fp8 with one fp32 scale for each 128 x 128 block. w8a16, w4a16: routed
+experts in 8 or 4 bits with one bf16 scale for 128 values, the rest bf16."""
+EXPERT_BITS: Mapping[WeightsDtype, int] = {"w8a16": 8, "w4a16": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +96,13 @@ def _weights_dtype(quantization: Any) -> WeightsDtype | None:
     method = quantization.get("quant_method")
     if method == "fp8":
         return "fp8"
-    groups = (quantization.get("config_groups") or {}).values()
-    bits = {quantization.get("bits"), *(g.get("weights", {}).get("num_bits") for g in groups)}
-    if method in ("awq", "gptq", "compressed-tensors") and bits - {None} == {4}:
-        return "w4a16"
-    return None
+    if method not in ("awq", "gptq", "compressed-tensors"):
+        return None
+    groups = list((quantization.get("config_groups") or {}).values())
+    weights = [group.get("weights", {}) for group in groups]
+    if any(of.get("type") == "float" for of in weights) or any(
+        group.get("input_activations") for group in groups
+    ):
+        return None
+    bits = {quantization.get("bits"), *(of.get("num_bits") for of in weights)} - {None}
+    return next((dtype for dtype, one in EXPERT_BITS.items() if bits == {one}), None)

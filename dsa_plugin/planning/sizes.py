@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from dsa_kernels.dims import index_bytes_per_token, latent_bytes_per_token
-from dsa_plugin.planning.model import ModelShape, WeightsDtype
+from dsa_plugin.planning.model import EXPERT_BITS, ModelShape, WeightsDtype
 from dsa_registry import lookup
 
 Attention = Literal["dsa", "dense"]
@@ -53,7 +53,7 @@ class Weight:
     def scales(self, dtype: WeightsDtype) -> int:
         """How many scales are stored beside it."""
         if self._quantised(dtype):
-            rows = self.rows if dtype == "w4a16" else -(-self.rows // SCALE_BLOCK)
+            rows = self.rows if dtype in EXPERT_BITS else -(-self.rows // SCALE_BLOCK)
             return self.count * rows * -(-self.columns // SCALE_BLOCK)
         return 0
 
@@ -61,8 +61,8 @@ class Weight:
         """Bytes in a checkpoint of this dtype, scales included."""
         if not self._quantised(dtype):
             return self.parameters * self.itemsize
-        if dtype == "w4a16":
-            return self.parameters / 2 + 2 * self.scales(dtype)
+        if bits := EXPERT_BITS.get(dtype):
+            return self.parameters * bits / 8 + 2 * self.scales(dtype)
         return self.parameters + 4 * self.scales(dtype)
 
     def marlin_nbytes(self) -> float:
@@ -75,7 +75,7 @@ class Weight:
         return self.parameters + 2 * self.count * self.rows * -(-self.columns // SCALE_BLOCK)
 
     def _quantised(self, dtype: WeightsDtype) -> bool:
-        return self.linear and (dtype == "fp8" or (dtype == "w4a16" and self.part == "experts"))
+        return self.linear and (dtype == "fp8" or (dtype in EXPERT_BITS and self.part == "experts"))
 
 
 def layer_weights(model: ModelShape, *, dense: bool, indexer: bool) -> list[Weight]:

@@ -11,7 +11,7 @@ fp8 in blocks of 128 x 128:
   fp8.py beside it), which has no e4m3 below sm89:
   https://github.com/sgl-project/sglang/issues/12887
 
-4 bits, on any GPU: experts by Marlin, or on ROCm in vLLM alone by Triton:
+4 or 8 bits, on any GPU: experts by Marlin, or on ROCm in vLLM alone by Triton:
 vllm/model_executor/layers/fused_moe/oracle/int_wna16.py; AWQMarlinConfig of
 sglang/srt/layers/quantization/awq/awq.py.
 """
@@ -19,7 +19,7 @@ sglang/srt/layers/quantization/awq/awq.py.
 from __future__ import annotations
 
 from dsa_plugin.planning.gpus import Gpu
-from dsa_plugin.planning.model import WeightsDtype
+from dsa_plugin.planning.model import EXPERT_BITS, WeightsDtype
 
 
 def is_weight_only(gpu: Gpu, dtype: WeightsDtype, *, experts: bool) -> bool:
@@ -40,9 +40,9 @@ def weights_note(gpu: Gpu, dtype: WeightsDtype) -> str | None:
             f"on {gpu.name} vLLM multiplies fp8 weights of linear layers in bf16 (Marlin) and of "
             "experts in fp8, which the times assume; SGLang multiplies both in fp8"
         )
-    if dtype == "w4a16":
+    if bits := EXPERT_BITS.get(dtype):
         return (
-            "4-bit experts are multiplied in bf16, by Marlin; on ROCm vLLM does so by Triton and "
-            "SGLang has no kernel for them"
+            f"{bits}-bit experts are multiplied in bf16, by Marlin; on ROCm vLLM does so by Triton "
+            "and SGLang has no kernel for them"
         )
     return None

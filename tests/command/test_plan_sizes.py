@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dsa_kernels import layout
+from dsa_plugin.convert.formats import converted_config
 from dsa_plugin.planning.deployment import PAGE, tokens_that_fit
 from dsa_plugin.planning.gpus import GPUS, find_gpu
 from dsa_plugin.planning.model import ModelShape, WeightsDtype, find_registered
@@ -82,12 +83,13 @@ def test_weight_bytes_of_a_checkpoint(name: str) -> None:
     assert weight_bytes(model, model.weights_dtype or "bf16", mtp=True) == held
 
 
-def test_w4a16_is_four_bits_of_the_experts() -> None:
+@pytest.mark.parametrize(("dtype", "bits"), [("w8a16", 8), ("w4a16", 4)])
+def test_weight_only_is_few_bits_of_the_experts(dtype: WeightsDtype, bits: int) -> None:
     experts = sum(w.parameters for w in model_weights(GLM_5_2, mtp=False) if w.part == "experts")
     rest = parameters(GLM_5_2, mtp=False) - experts
-    packed = weight_bytes(GLM_5_2, "w4a16", mtp=False)
-    # 16 of 128 x 4 bits of scale; and the router's bias is fp32.
-    assert packed == pytest.approx(experts / 2 * (1 + 16 / 512) + 2 * rest, rel=1e-6)
+    packed = weight_bytes(GLM_5_2, dtype, mtp=False)
+    # 16 bits of scale for 128 values; and the router's bias is fp32.
+    assert packed == pytest.approx(experts * (bits + 16 / 128) / 8 + 2 * rest, rel=1e-6)
 
 
 def test_fp8_weights_without_fp8_units_have_scales_of_their_rows() -> None:
@@ -112,6 +114,7 @@ def test_fp8_weights_without_fp8_units_have_scales_of_their_rows() -> None:
         ("l40s", "bf16", None),
         ("a100-80g", "w4a16", "4-bit experts are multiplied in bf16"),
         ("h200", "w4a16", "4-bit experts are multiplied in bf16"),
+        ("a100-80g", "w8a16", "8-bit experts are multiplied in bf16"),
         ("a100-80g", "bf16", None),
         ("h200", "fp8", None),
     ],
@@ -262,20 +265,22 @@ def test_registered_names() -> None:
     assert find_registered("GLM-5.4") is None
 
 
+def _compressed(**group: object) -> dict[str, object]:
+    return {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}
+
+
 @pytest.mark.parametrize(
     ("quantization", "expected"),
     [
         (None, "bf16"),
         ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8"),
         ({"quant_method": "awq", "bits": 4}, "w4a16"),
-        (
-            {
-                "quant_method": "compressed-tensors",
-                "config_groups": {"group_0": {"weights": {"num_bits": 4}}},
-            },
-            "w4a16",
-        ),
-        ({"quant_method": "gptq", "bits": 8}, None),
+        (_compressed(weights={"num_bits": 4}), "w4a16"),
+        ({"quant_method": "gptq", "bits": 8}, "w8a16"),
+        ({"quant_method": "gptq", "bits": 3}, None),
+        (converted_config({}, "w8a16")["quantization_config"], "w8a16"),
+        (_compressed(weights={"num_bits": 8, "type": "float"}), None),
+        (_compressed(weights={"num_bits": 8}, input_activations={"num_bits": 8}), None),
         ({"quant_method": "modelopt"}, None),
     ],
 )
