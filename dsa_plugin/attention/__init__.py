@@ -5,7 +5,7 @@ forward.py    the way of the data: caches written, tokens selected, attended to
 selection.py  scores, and the top k of them
 sparse.py     MLA over the selected latents
 metadata.py   one batch
-invariants.py what `DSA_CHECK` checks; checked_rows.py, cached_entries.py and violation.py are parts
+invariants.py what `DSA_CHECK` checks; latest_rows.py and violation.py are parts
 warm_up.py    what the first request would otherwise wait for
 ops.py        the kernels' ops, each call counted for `DSA_OP_COUNTS` (op_counts.py)
 """

@@ -55,13 +55,10 @@ def forward(
             write_index_keys(layer.indexer, projections, metadata)
             if not reuse_selection:
                 query = index_query(layer.indexer, projections, metadata, topk_indices.shape[1])
-    if check is not None:
-        check.written()
-        check.read(query)
     if layer.indexer is not None and not reuse_selection:
         decode_slots = select(layer.indexer, query, metadata, topk_indices)
         if check is not None:
-            check.selected(topk_indices)
+            check.selected(query)
     rows = out[:tokens]
     attend(layer, projections, metadata, topk_indices, decode_slots, decode_query, rows, check)
     if check is not None:

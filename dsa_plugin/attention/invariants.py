@@ -1,10 +1,8 @@
 """What `DSA_CHECK=1` checks in every layer of every pass; violation.py says what becomes of it.
 
-Nothing here waits for the device or has a shape that depends on values, so that all of it can be
-captured in a CUDA graph.
-
-Rows of which a host stores nothing are padding and are not checked: their slot is negative, or in
-block 0, which both hosts keep free. Of all other rows:
+The checks are an op, `dsa_kernels.invariants`, that waits for nothing and can be captured in a CUDA
+graph. Rows of which a host stores nothing are padding and are not checked: their slot is negative,
+or in block 0, which both hosts keep free. Of all other rows:
 
     written   their slot is that of their position; their entries, filled before, are overwritten
     read      of one page of their request, another one each pass, every slot was last written for
@@ -22,17 +20,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dsa_plugin.attention.cached_entries import any_nan, fill, nan_in_blocks, unwritten_and_nan
-from dsa_plugin.attention.checked_rows import CheckedRows, LatestRows
-from dsa_plugin.attention.violation import Kind, Record, record_of
+from dsa_kernels.invariants import LayerMemory, Rows, Used, check_rows, mark_rows
+from dsa_plugin.attention.latest_rows import LatestRows
+from dsa_plugin.attention.violation import Record, record_of
 from dsa_plugin.env import Env
 
 if TYPE_CHECKING:
     from dsa_plugin.attention.metadata import DSAMetadata
 
-_ELEMENTS = 1 << 22  # that a check of many rows looks at at once
 _NOT_WRITTEN = -1
-_LAST = torch.iinfo(torch.int32).max
 
 _logger = logging.getLogger(__name__)
 
@@ -71,8 +67,8 @@ class LayerCheck:
         """
         blocks, size, _ = latent_cache.shape
         shape, device = (blocks + 1, size), latent_cache.device
-        known = self.positions
-        if known is None or known.shape != shape or known.device != device:
+        known, number = self.positions, self.number
+        if known is None or number is None or known.shape != shape or known.device != device:
             if latent_cache.is_cuda and torch.cuda.is_current_stream_capturing():
                 raise RuntimeError(
                     f"DSA_CHECK=1: layer {self.name} is captured in a CUDA graph before any pass "
@@ -80,9 +76,9 @@ class LayerCheck:
                 )
             known = torch.full(shape, _NOT_WRITTEN, dtype=torch.int32, device=device)
             self.positions = known
-            self.number = record_of(device).add_layer(self.name)
-        caches = [latent_cache] if key_cache is None else [latent_cache, key_cache]
-        return PassCheck(self, caches, _latest.of(self, metadata, positions, blocks))
+            self.number = number = record_of(device).add_layer(self.name)
+        memory = LayerMemory(latent_cache, key_cache, known, self.written_by_us_alone)
+        return PassCheck(memory, number, _latest.of(self, metadata, positions, blocks))
 
 
 def layer_check(name: str, *, written_by_us_alone: bool) -> LayerCheck | None:
@@ -114,93 +110,34 @@ def _announce(written_by_us_alone: bool) -> None:
 
 
 class PassCheck:
-    """The checks of one layer in one pass; its methods are called in their order here."""
+    """The checks of one layer in one pass; its methods are called in their order here.
 
-    def __init__(self, check: LayerCheck, caches: list[Tensor], rows: CheckedRows) -> None:
-        assert check.positions is not None
-        assert check.number is not None
-        self._written = check.positions
-        self._number = check.number
-        self._trusted = check.written_by_us_alone
-        self._caches = caches
-        self._rows = rows
-        self._findings: list[list[Tensor]] = []
-        for cache in caches:
-            fill(cache, *rows.entries, rows.stored)
+    Args:
+        memory: of the layer.
+        number: the layer's in the record.
+        rows: of the pass; their entries are filled.
+    """
 
-    def written(self) -> None:
-        """After the pass has written: each row's place, and its entries."""
-        rows = self._rows
-        self._note(rows.misplaced * Kind.PLACE, rows.slots, rows.lens)
-        kinds = [(Kind.LATENT_UNWRITTEN, Kind.LATENT_NAN), (Kind.KEY_UNWRITTEN, Kind.KEY_NAN)]
-        for cache, (unwritten_kind, nan_kind) in zip(self._caches, kinds, strict=False):
-            unwritten, nan = unwritten_and_nan(cache, *rows.entries)
-            kind = (nan * nan_kind).masked_fill_(unwritten, unwritten_kind)
-            self._note(kind, rows.slots, rows.slots)
-        now = rows.positions.where(rows.stored, _NOT_WRITTEN)
-        self._written[rows.entries] = now.to(self._written.dtype)
+    def __init__(self, memory: LayerMemory, number: Tensor, rows: Rows) -> None:
+        self._memory, self._number, self._rows = memory, number, rows
+        self._selected = False
+        self._query: tuple[Tensor, Tensor] | None = None
+        self._findings = mark_rows(rows, memory)
 
-    def read(self, query: tuple[Tensor, Tensor] | None) -> None:
-        """The index query, and of each row's request one page.
-
-        Args:
-            query: of `selection.index_query`.
-        """
-        rows = self._rows
-        if query is not None:
-            nan = any_nan(query[0]) | any_nan(query[1])
-            self._note(nan * Kind.QUERY_NAN, rows.slots, rows.slots)
-        held = self._written[rows.page_blocks]
-        stale = self._is_stale(held, rows.page_positions, rows.page_blocks[:, None])
-        kinds = (stale & rows.page_visible).to(torch.int8) * Kind.STALE
-        for key_cache in self._caches[1:]:
-            inside = rows.page_blocks.clamp(max=len(key_cache) - 1)
-            step = max(1, _ELEMENTS // key_cache[0].numel())
-            nan = torch.cat([nan_in_blocks(key_cache, part) for part in inside.split(step)])
-            kinds.masked_fill_(nan & rows.page_visible, Kind.READ_KEY_NAN)
-        self._note(*self._greatest(kinds, rows.page_positions, held))
-
-    def selected(self, topk_indices: Tensor) -> None:
-        """[>= T, index_topk] of the layer's own selection: how many there are."""
-        lens = self._rows.lens
-        count = (topk_indices[: len(lens)] >= 0).sum(-1)
-        due = lens.clamp(max=topk_indices.shape[1])
-        self._note((count != due) * Kind.COUNT, count, due)
+    def selected(self, query: tuple[Tensor, Tensor] | None) -> None:
+        """The layer has selected for itself, by the query of `selection.index_query`."""
+        self._selected, self._query = True, query
 
     def used(self, topk_indices: Tensor, rows: slice, slots: Tensor | None) -> None:
-        """Of some rows, what attention goes by; of their own selection or another layer's.
+        """Of some rows, what attention goes by; each row once, after all entries are written.
 
         Args:
-            topk_indices: [>= T, index_topk].
+            topk_indices: [>= T, index_topk], of their own selection or another layer's.
             rows: which.
             slots: [rows, index_topk], where it looks for them; None where page by page.
         """
-        step = max(1, _ELEMENTS // topk_indices.shape[1])
-        for first in range(rows.start, rows.stop, step):
-            part = slice(first, min(first + step, rows.stop))
-            looked_for = None if slots is None else slots[first - rows.start :][:step]
-            found = self._check_selection(topk_indices[part], part, looked_for)
-            self._note(*found, rows=part)
-
-    def _check_selection(
-        self, indices: Tensor, rows: slice, slots: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        size, chosen, positions = self._rows.block_size, indices >= 0, indices.clamp(min=0)
-        blocks = self._rows.blocks(self._rows.requests[rows, None], positions // size)
-        offsets = positions % size
-        held = self._written[blocks, offsets]
-        kinds = (chosen & self._is_stale(held, indices, blocks)).to(torch.int8) * Kind.STALE
-        if slots is None:
-            slots = held
-        else:
-            kinds.masked_fill_(chosen & (slots != blocks * size + offsets), Kind.PAGES)
-        # What is padding comes last, so an index after it does not follow it either.
-        before = indices[:, :-1].masked_fill(~chosen[:, :-1], _LAST)
-        kinds[:, 1:].masked_fill_(chosen[:, 1:] & (indices[:, 1:] <= before), Kind.ORDER)
-        unseen = (indices >= self._rows.lens[rows, None]) | (indices < -1)
-        kinds.masked_fill_(unseen, Kind.RANGE)
-        kind, at, slot, held = self._greatest(kinds, indices, slots, held)
-        return kind, at, slot.where(kind == Kind.PAGES, held)
+        used = Used(rows, topk_indices, slots, self._selected, self._query)
+        check_rows(self._rows, self._memory, used, self._findings)
 
     def attended(self, out: Tensor) -> None:
         """[T, heads, v_head_dim] of the pass, the last check: keeps what was found.
@@ -208,41 +145,4 @@ class PassCheck:
         Raises:
             RuntimeError: on a CPU, an invariant was violated.
         """
-        rows = self._rows
-        self._note(any_nan(out) * Kind.OUT_NAN, rows.slots, rows.slots)
-        kinds, at, seen = (torch.stack(each) for each in zip(*self._findings, strict=True))
-        kinds = kinds * rows.real
-        # Not indexed by a scalar tensor, which is read by the host for that.
-        first = (kinds != 0).flatten().to(torch.int8).argmax(keepdim=True)
-        row = first % len(out)
-        record_of(out.device).keep(
-            {
-                "kind": kinds.flatten()[first],
-                "layer": self._number,
-                "row": row,
-                "request": rows.requests[row],
-                "position": rows.positions[row],
-                "at": at.flatten()[first],
-                "seen": seen.flatten()[first],
-            }
-        )
-
-    def _is_stale(self, held: Tensor, positions: Tensor, blocks: Tensor) -> Tensor:
-        if self._trusted:
-            return held != positions
-        return (blocks == 0) | (blocks == len(self._written) - 1)
-
-    def _greatest(self, kinds: Tensor, *values: Tensor) -> list[Tensor]:
-        """[rows] each: at the first column of the row's greatest kind; all [rows, columns]."""
-        column = kinds.argmax(-1, keepdim=True)
-        return [each.gather(1, column)[:, 0] for each in (kinds, *values)]
-
-    def _note(self, kinds: Tensor, at: Tensor, seen: Tensor, *, rows: slice = slice(None)) -> None:
-        """Of some rows the kind violated, 0 for none, and the numbers of its text; [rows] each."""
-        values = [kinds.long(), at.long(), seen.long()]
-        if len(kinds) < len(self._rows.slots):
-            whole = [torch.zeros_like(self._rows.slots) for _ in values]
-            for wide, value in zip(whole, values, strict=True):
-                wide[rows] = value
-            values = whole
-        self._findings.append(values)
+        record_of(out.device).keep(self._rows, self._findings, out, self._number)

@@ -9,34 +9,14 @@ raised a pass or two later; a violation found meanwhile does not replace it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import IntEnum
 from functools import cache
 
 import torch
 from torch import Tensor
 
-FIELDS = ("kind", "layer", "pass", "row", "request", "position", "at", "seen")
-"""Of the tensor that holds a violation, int64: `at` and `seen` mean what the kind's text says."""
+from dsa_kernels.invariants import FIELDS, Kind, Rows, keep_first
+
 _PASSES_KEPT = 32
-
-
-class Kind(IntEnum):
-    """What was violated; 0 is nothing. Of one row's selection the greatest is told."""
-
-    PLACE = 1
-    LATENT_UNWRITTEN = 2
-    LATENT_NAN = 3
-    KEY_UNWRITTEN = 4
-    KEY_NAN = 5
-    QUERY_NAN = 6
-    STALE = 7
-    READ_KEY_NAN = 8
-    PAGES = 9
-    ORDER = 10
-    RANGE = 11
-    COUNT = 12
-    OUT_NAN = 13
-
 
 _TEXTS = {
     Kind.PLACE: (
@@ -103,17 +83,17 @@ class Record:
         if self._event is not None:
             self._event.record()
 
-    def keep(self, found: dict[str, Tensor]) -> None:
+    def keep(self, rows: Rows, findings: Tensor, out: Tensor, layer: Tensor) -> None:
         """Take what a layer has found, where nothing was before.
 
         Args:
-            found: all FIELDS but the pass, [1] each.
+            rows, findings, out: of `dsa_kernels.invariants.keep_first`.
+            layer: of `add_layer`.
 
         Raises:
             RuntimeError: `at_once`, and an invariant was violated.
         """
-        values = torch.cat([{**found, "pass": self._pass}[field] for field in FIELDS])
-        self._first.copy_(torch.where(self._first[0] == 0, values * (values[0] != 0), self._first))
+        keep_first(rows, findings, out, layer, self._pass, self._first)
         if self._at_once:
             self._raise(self._first)
 

@@ -11,25 +11,59 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import dsa_kernels.cache_write.api as cache_write
+import dsa_kernels.indexer_logits.api as indexer_logits
+import dsa_kernels.invariants.api as checks
+import dsa_kernels.sparse_mla.api as sparse_mla
+import dsa_kernels.topk_select.api as topk_select
+from dsa_kernels.invariants import entries
+from dsa_kernels.launch import Launch
 from dsa_plugin import attention
-from dsa_plugin.attention import cached_entries, invariants, ops, sparse
+from dsa_plugin.attention import invariants, ops, sparse
 from dsa_plugin.attention.metadata import DSAMetadata
 from dsa_plugin.attention.violation import Record
 from dsa_testbed.checked_host import BLOCKS, HEADS, TOPK, V_HEAD_DIM, Host
+from dsa_testbed.kernel_runs import DEVICE, KERNEL, unless_interpreted
 from dsa_testbed.mutations import MUTATIONS
 
 FORWARD = import_module("dsa_plugin.attention.forward")  # the package has a function of that name
 PLANTED = "layer under test, request b "
 
 
-@pytest.fixture(autouse=True)
-def record(monkeypatch: pytest.MonkeyPatch) -> Record:
-    return use_record(monkeypatch, at_once=True)
+@pytest.fixture(params=["reference", KERNEL])
+def record(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Record]:
+    """Of checks by their specification or by their kernels; all else is torch's.
+
+    Interpreted, a row takes a kernel a tenth of a second: passes of many rows, which fill the
+    caches, are then checked by the specification, which leaves the same behind.
+    """
+    by_kernels, kernels = request.param == "kernel", set[str]()
+    most_rows = unless_interpreted(1 << 20, 4) if by_kernels else 0
+    run, forward = Launch.run, attention.forward
+
+    def recorded(launch: Launch) -> None:
+        kernels.add(launch.kernel.__name__)
+        run(launch)
+
+    def by_rows(
+        layer: Any, projections: Any, metadata: DSAMetadata, *args: Any, **kwargs: Any
+    ) -> None:
+        few = metadata.num_tokens <= most_rows
+        monkeypatch.setattr(checks, "use_triton", lambda _device: few)
+        forward(layer, projections, metadata, *args, **kwargs)
+
+    for api in (cache_write, indexer_logits, sparse_mla, topk_select):
+        monkeypatch.setattr(api, "use_triton", lambda _device: False)
+    monkeypatch.setattr(Launch, "run", recorded)
+    monkeypatch.setattr(attention, "forward", by_rows)
+    with torch.device(DEVICE if by_kernels else "cpu"):
+        yield use_record(monkeypatch, at_once=True)
+    assert kernels == ({"_mark_rows", "_check_rows", "_keep_first"} if by_kernels else set())
 
 
 def use_record(monkeypatch: pytest.MonkeyPatch, *, at_once: bool) -> Record:
     monkeypatch.setenv("DSA_CHECK", "1")
-    one = Record(torch.device("cpu"), at_once=at_once)
+    one = Record(torch.get_default_device(), at_once=at_once)
     monkeypatch.setattr(invariants, "record_of", lambda _device: one)
     return one
 
@@ -45,9 +79,13 @@ def compile_nothing() -> Iterator[None]:
 @pytest.mark.parametrize("block_size", [16, 64])
 @pytest.mark.parametrize("padding", [(), (-1, -1), (0, 0)], ids=["none", "vLLM's", "SGLang's"])
 def test_a_sound_host_gives_no_alarm(
-    record: Record, cache_dtype: torch.dtype, block_size: int, padding: tuple[int, ...]
+    monkeypatch: pytest.MonkeyPatch,
+    cache_dtype: torch.dtype,
+    block_size: int,
+    padding: tuple[int, ...],
 ) -> None:
     """Chunks, decodes, drafts that are taken back, and pages that change hands."""
+    record = use_record(monkeypatch, at_once=True)
     host = Host(record, cache_dtype, block_size, query_len=3, padding=padding)
     host.prefill(40, 5)
     host.prefill(30, 50)
@@ -57,6 +95,20 @@ def test_a_sound_host_gives_no_alarm(
     host.end(0)
     host.prefill(90, 1)
     host.decode(3)
+
+
+@pytest.mark.parametrize(
+    ("cache_dtype", "padding"), [(torch.float32, (0, 0)), (torch.uint8, (-1, -1))]
+)
+def test_few_rows_of_a_sound_host_give_no_alarm(
+    record: Record, cache_dtype: torch.dtype, padding: tuple[int, ...]
+) -> None:
+    host = Host(record, cache_dtype, padding=padding)
+    host.prefill(40, 15)
+    host.decode(2)
+    host.end(0)
+    host.prefill(1, 2)
+    host.decode()
 
 
 def test_a_shared_prefix_gives_no_alarm(record: Record) -> None:
@@ -78,9 +130,8 @@ def test_tensors_that_a_host_writes_anew_give_no_alarm(record: Record) -> None:
             tensor += 1
 
 
-def test_off_costs_nothing_and_checks_nothing(
-    record: Record, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_off_costs_nothing_and_checks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = use_record(monkeypatch, at_once=True)
     monkeypatch.setenv("DSA_CHECK", "0")
     assert attention.layer_check("under test", written_by_us_alone=True) is None
     assert attention.pass_record(torch.device("cpu")) is None
@@ -174,13 +225,15 @@ def test_slots_outside_of_the_request(
 def test_faults_of_the_power_tests(
     record: Record, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
+    host = Host(record)
+    host.prefill(0, 62)
     for target, wrap in MUTATIONS[name].items():
         module, colon, attribute = target.rpartition(":")
         owner = import_module(module if colon else "dsa_plugin.attention.ops")
         monkeypatch.setattr(owner, attribute, wrap(getattr(owner, attribute)))
     said = "15 tokens, and has to have 16" if name == "topk_minus_one" else "index key was not"
     with pytest.raises(RuntimeError, match=said):
-        Host(record).prefill(0, 50)
+        host.prefill(0, 2)
 
 
 @pytest.mark.parametrize("cache_dtype", [torch.float32, torch.uint8], ids=["fp32", "fp8"])
@@ -253,7 +306,7 @@ def test_nan_in_what_is_read(
     host = Host(record, cache_dtype)
     host.prefill(40, 12)
     owner = host.layer if cache == "latent_cache" else host.indexer
-    cached_entries.fill(
+    entries.fill(
         getattr(owner, cache),
         torch.tensor([host.pages[1][0]]),
         torch.tensor([7]),
@@ -343,43 +396,67 @@ def test_read_once_a_pass_the_first_is_kept(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class Watched(TorchDispatchMode):
-    """Counts what is launched; refuses what waits for the device or has a shape of its values."""
+    """Notes what torch launches; refuses what waits for the device or has a shape of its values."""
 
     REFUSED = ("_local_scalar_dense", "nonzero", "masked_select", "unique")
     VIEWS = ("view", "detach", "slice", "select", "expand", "unsqueeze", "as_strided", "split")
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.launches = 0
+        self.launched: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         assert name not in self.REFUSED, f"{func} cannot be captured"
         indices = args[1] if name in ("index", "index_put", "index_put_") else ()
         assert all(index is None or index.dtype != torch.bool for index in indices)
-        self.launches += name not in self.VIEWS
+        if name not in self.VIEWS:
+            self.launched.append(name)
         return func(*args, **(kwargs or {}))
+
+
+def launched(host: Host, check: attention.LayerCheck | None, metadata: DSAMetadata) -> list[str]:
+    """What torch launches for the checks of a layer's decode of two requests."""
+    indices = torch.arange(TOPK, dtype=torch.int32).expand(2, -1)
+    slots = ops.topk_slots(indices, metadata.block_table, metadata.request_ids, 16)
+    query, positions = (torch.randn(2, 4, 128), torch.randn(2, 4)), metadata.context_lens - 1
+    out = torch.randn(2, HEADS, V_HEAD_DIM)
+    assert check is not None
+    watched = Watched()
+    with watched:
+        of_pass = check.begin(host.layer.latent_cache, host.indexer.key_cache, metadata, positions)
+        of_pass.selected(query)
+        of_pass.used(indices, slice(0, 2), slots)
+        of_pass.attended(out)
+    return watched.launched
 
 
 @pytest.mark.parametrize("cache_dtype", [torch.float32, torch.uint8], ids=["fp32", "fp8"])
 def test_checks_can_be_captured(monkeypatch: pytest.MonkeyPatch, cache_dtype: torch.dtype) -> None:
-    """In a CUDA graph; and are not many launches."""
+    """In a CUDA graph; and torch's are not many launches, of which a pass's layers share some."""
     record = use_record(monkeypatch, at_once=False)
     host = Host(record, cache_dtype)
     host.prefill(40, 50)
-    metadata, positions = host.metadata([1, 1], decode=True)
-    indices = torch.arange(TOPK, dtype=torch.int32).expand(2, -1)
-    slots = ops.topk_slots(indices, metadata.block_table, metadata.request_ids, 16)
-    query = torch.randn(2, 4, 128), torch.randn(2, 4)
-    out = torch.randn(2, HEADS, V_HEAD_DIM)
-    assert host.layer.check is not None
-    with Watched() as watched:
-        caches = host.layer.latent_cache, host.indexer.key_cache
-        check = host.layer.check.begin(*caches, metadata, positions)
-        check.written()
-        check.read(query)
-        check.selected(indices)
-        check.used(indices, slice(0, 2), slots)
-        check.attended(out)
-    print(f"{cache_dtype}: {watched.launches} launches")
-    assert watched.launches < 200
+    other = attention.layer_check("other", written_by_us_alone=True)
+    metadata, _ = host.metadata([1, 1], decode=True)
+    first, second = (len(launched(host, check, metadata)) for check in (host.layer.check, other))
+    print(f"{cache_dtype}: {first - second} launches a pass, {second} a layer")
+    assert first < 220
+    assert second < 180
+
+
+@pytest.mark.triton
+def test_kernels_are_three_launches_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a decode; torch allocates what they write, and launches nothing."""
+    kernels: list[str] = []
+    record = use_record(monkeypatch, at_once=False)
+    monkeypatch.setattr(checks, "use_triton", lambda _device: False)
+    with torch.device(DEVICE):
+        host = Host(record, torch.uint8)
+        metadata, _ = host.metadata([30, 20], decode=True)
+        launched(host, host.layer.check, metadata)
+        monkeypatch.setattr(checks, "use_triton", lambda _device: True)
+        monkeypatch.setattr(Launch, "run", lambda launch: kernels.append(launch.kernel.__name__))
+        metadata, _ = host.metadata([1, 1], decode=True)
+        assert set(launched(host, host.layer.check, metadata)) == {"empty"}
+    assert kernels == ["_mark_rows", "_check_rows", "_keep_first"]

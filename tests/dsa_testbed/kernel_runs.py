@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -112,3 +113,15 @@ def captured(
             launch.run()
 
     return result, replay
+
+
+def small_blocks(monkeypatch: pytest.MonkeyPatch, kernel: Any, **blocks: int) -> None:
+    """Launch the kernels of the module `kernel` with these blocks, where they have them."""
+    configured = kernel.launch_config
+
+    def small(*args: Any) -> Any:
+        config = configured(*args)
+        own = {name: size for name, size in blocks.items() if name in config.blocks}
+        return replace(config, blocks={**config.blocks, **own})
+
+    monkeypatch.setattr(kernel, "launch_config", small)

@@ -9,15 +9,17 @@ import torch
 
 import dsa_kernels.cache_write.api
 import dsa_kernels.indexer_logits.api
+import dsa_kernels.invariants.api
 import dsa_kernels.sparse_mla.api
 import dsa_kernels.topk_select.api
 from dsa_kernels.dispatch import use_triton
 from dsa_kernels.launch import Launch
-from dsa_testbed.kernel_runs import DEVICE, KERNEL, check_addresses
+from dsa_testbed.kernel_runs import DEVICE, KERNEL, check_addresses, small_blocks
 
 APIS = [
     dsa_kernels.cache_write.api,
     dsa_kernels.indexer_logits.api,
+    dsa_kernels.invariants.api,
     dsa_kernels.sparse_mla.api,
     dsa_kernels.topk_select.api,
 ]
@@ -64,3 +66,11 @@ def kernels_run(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     with torch.device(DEVICE):
         yield names
     assert names
+
+
+@pytest.fixture
+def small_check_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the kernels of the checks: of each loop some turns, the last of them not full."""
+    from dsa_kernels.invariants import kernel
+
+    small_blocks(monkeypatch, kernel, BLOCK_TOKENS=4, BLOCK_HEADS=2, BLOCK_COLUMNS=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 
 import dsa_kernels.cache_write.api
 import dsa_kernels.indexer_logits.api
+import dsa_kernels.invariants.api
 import dsa_kernels.sparse_mla.api
 import dsa_kernels.topk_select.api
 from dsa_kernels.cache_write import (
@@ -21,6 +23,7 @@ from dsa_kernels.cache_write import (
     latent_cache_write,
 )
 from dsa_kernels.indexer_logits import gather_index_keys, indexer_logits, indexer_logits_paged
+from dsa_kernels.invariants import LayerMemory, Rows, Used, check_rows, keep_first, mark_rows
 from dsa_kernels.sparse_mla import masked_mha, sparse_mla
 from dsa_kernels.testing import make_latent_cache
 from dsa_kernels.topk_select import topk_select, topk_select_slots, topk_slots
@@ -31,6 +34,7 @@ from dsa_testbed.latents import SCALE
 APIS = [
     dsa_kernels.cache_write.api,
     dsa_kernels.indexer_logits.api,
+    dsa_kernels.invariants.api,
     dsa_kernels.sparse_mla.api,
     dsa_kernels.topk_select.api,
 ]
@@ -311,3 +315,65 @@ def test_indexer_logits_paged(name: str, value: Any, message: str) -> None:
         indexer_logits_paged(**arguments | {name: value})
     with pytest.raises(ValueError, match=r"num_keys: 33; the block table row has room for 32 keys"):
         gather_index_keys(arguments["cache"], torch.zeros(2, dtype=torch.int32), 33)
+
+
+@pytest.mark.parametrize(
+    ("of", "name", "value", "message"),
+    [
+        ("rows", "lens", int32([1]), r"lens: shape \(1,\); it must be \[2\]"),
+        ("rows", "positions", torch.zeros(2), "positions: dtype torch.float32"),
+        ("rows", "num_blocks", 9, "cache: 8 blocks of 16 tokens; the rows are of 9 blocks of 16"),
+        ("memory", "latent_cache", torch.zeros(8, 16, 512), r"latent cache: shape \(8, 16, 512\)"),
+        ("memory", "key_cache", torch.zeros(8, 8, 128), "cache: 8 blocks of 8 tokens"),
+        ("memory", "written", torch.zeros(9, 16), "written: dtype torch.float32"),
+        ("memory", "written", int32([[0] * 9] * 16).T, "written: strides .* dense"),
+        ("used", "rows", slice(1, 3), "rows: slice.* of 2"),
+        ("used", "topk_indices", torch.zeros(2, 4), "topk_indices: dtype torch.float32"),
+        ("used", "slots", torch.zeros(1, 4).long(), r"slots: shape \(1, 4\).*\[2, 4\]"),
+        ("used", "query", (torch.zeros(2, 3, 64),) * 2, "weights|query: shape"),
+        ("record", "out", torch.zeros(2, 3), "out: shape"),
+        ("record", "first", torch.zeros(8), "first: dtype torch.float32"),
+        ("record", "number", torch.zeros(2).long(), r"number: shape \(2,\)"),
+    ],
+)
+def test_invariants(of: str, name: str, value: Any, message: str) -> None:
+    findings = torch.zeros(3, 4, dtype=torch.int64)
+    ids, one = int32([0, 0]), torch.zeros(1).long()
+    given: dict[str, dict[str, Any]] = {
+        "rows": {
+            **dict.fromkeys(("requests", "positions", "lens", "slots"), ids),
+            "block_table": int32([[1]]),
+            "block_size": 16,
+            "num_blocks": 8,
+        },
+        "memory": {
+            "latent_cache": torch.zeros(8, 16, 576),
+            "key_cache": torch.zeros(8, 16, 128),
+            "written": int32([[0] * 16] * 9),
+            "ours_alone": True,
+        },
+        "used": {
+            "rows": slice(0, 2),
+            "topk_indices": int32([[0] * 4] * 2),
+            "slots": None,
+            "selected": True,
+            "query": None,
+        },
+        "record": {
+            "out": torch.zeros(2, 3, 4),
+            "layer": one,
+            "number": one,
+            "first": torch.zeros(8).long(),
+        },
+    }
+    given[of][name] = value
+    rows, memory = Rows(**given["rows"]), LayerMemory(**given["memory"])
+    used = Used(**given["used"])
+    calls: dict[str, Callable[[], Any]] = {
+        "rows": lambda: mark_rows(rows, memory),
+        "memory": lambda: mark_rows(rows, memory),
+        "used": lambda: check_rows(rows, memory, used, findings),
+        "record": lambda: keep_first(rows, findings, **given["record"]),
+    }
+    with pytest.raises(ValueError, match=message):
+        calls[of]()

@@ -22,6 +22,7 @@ from dsa_kernels.cache_write import (
     one_launch,
 )
 from dsa_kernels.indexer_logits import indexer_logits_paged
+from dsa_kernels.invariants import LayerMemory, Rows, Used, check_rows, keep_first, mark_rows
 from dsa_kernels.sparse_mla import sparse_mla
 from dsa_kernels.testing import make_cos_sin_cache
 from dsa_kernels.topk_select import topk_select, topk_select_slots, topk_slots
@@ -53,6 +54,9 @@ def batch() -> Batch:
         "logits": torch.randn(REQUESTS, LONGEST),
         "topk_indices": torch.randint(-1, LONGEST, (REQUESTS, TOPK), dtype=torch.int32),
         "slots": slots[: REQUESTS * TOPK].view(REQUESTS, TOPK),
+        "written": torch.randint(-1, LONGEST, (BLOCKS + 1, BLOCK), dtype=torch.int32),
+        "first": torch.zeros(8, dtype=torch.int64),
+        "number": torch.randint(1, 1000, (1,)),
         "cos_sin": make_cos_sin_cache(LONGEST),
     }
 
@@ -111,7 +115,21 @@ def attend(b: Batch) -> tuple[Tensor, Tensor]:
     return sparse_mla(b["q"], b["latents"], b["slots"], SCALE, topk_length=length)
 
 
+def check(b: Batch) -> tuple[Tensor, Tensor]:
+    requests, positions, lens = b["request_ids"], b["positions"], b["context_lens"]
+    rows = Rows(requests, positions, lens, b["slot_mapping"], b["block_table"], BLOCK, BLOCKS)
+    memory = LayerMemory(b["latents"], b["keys"], b["written"], ours_alone=True)
+    used = Used(
+        slice(0, REQUESTS), b["topk_indices"], b["slots"], True, (b["index_q"], b["weights"])
+    )
+    findings = mark_rows(rows, memory)
+    check_rows(rows, memory, used, findings)
+    keep_first(rows, findings, b["q"], b["number"], b["number"], b["first"])
+    return findings[:-1, :2], b["first"]
+
+
 OPS = [
+    check,
     write_latents,
     write_keys,
     make_query,

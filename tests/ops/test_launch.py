@@ -198,6 +198,8 @@ def test_only_the_first_axis_grows_with_the_rows(arch: Arch) -> None:
     from dsa_kernels.cache_write import kernel as cache_write
     from dsa_kernels.indexer_logits import gather_kernel as gather_keys
     from dsa_kernels.indexer_logits import kernel as indexer
+    from dsa_kernels.invariants import LayerMemory, Rows, Used
+    from dsa_kernels.invariants import kernel as invariants
     from dsa_kernels.sparse_mla import gather_kernel as gather_latents
     from dsa_kernels.sparse_mla import masked_kernel
     from dsa_kernels.topk_select import kernel as topk
@@ -215,6 +217,10 @@ def test_only_the_first_axis_grows_with_the_rows(arch: Arch) -> None:
     rms, layer = Norm(meta(512), 1e-6), Norm(meta(128), 1e-6, meta(128))
     rope = Rope(meta(4096, 64), interleaved=True)
     pages = topk_slots.Pages(table, ids, 64, meta(rows, 2048, dtype=torch.int64))
+    checked = Rows(ids, slots, ids, slots, table, 64, 9)
+    memory = LayerMemory(latents, keys, meta(10, 64, dtype=torch.int32), ours_alone=True)
+    used = Used(slice(0, rows), indices, pages.slots, True, (index_q, weights))
+    record = slots[:1], slots[:1], slots[:8]
     launches = {
         "latents": cache_write.launches(
             [cache_write.latent_job(meta(rows, 576), rms, rope, slots, latents, slots)], arch
@@ -239,6 +245,9 @@ def test_only_the_first_axis_grows_with_the_rows(arch: Arch) -> None:
         "masked attention": masked_kernel.launches(
             q, k, k[..., :128], indices, 1.0, q[..., :128], arch
         ),
+        "marks": invariants.mark_launches(checked, memory, pages.slots, arch),
+        "checks": invariants.launches(checked, memory, used, pages.slots, arch),
+        "first finding": invariants.keep_launches(checked, pages.slots, q, record, arch),
         "gathered latents": gather_latents.launches(latents, table[0], meta(rows, 576), arch),
     }
     for name, of_op in launches.items():

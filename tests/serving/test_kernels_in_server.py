@@ -45,6 +45,7 @@ def test_every_kernel_runs_and_tokens_equal_the_reference(host: str, tmp_path: P
     env |= {
         "TRITON_INTERPRET": "1",
         "DSA_KERNELS": "triton",
+        "DSA_CHECK": "1",
         "DSA_OP_COUNTS": str(tmp_path / "ops"),
         "DSA_TEST_RECORD": str(kernels),
     }

@@ -43,6 +43,14 @@ BASE: Configs = {
         ("masked", 256): Config({"BLOCK_ROWS": 64, "BLOCK_KEYS": 32}, 8, 2),
         "masked float32": Config({"BLOCK_ROWS": 16, "BLOCK_KEYS": 32}, 8, 2),
     },
+    "invariants": {
+        "mark": Config({}, 1, 1),
+        "check": Config({"BLOCK_TOKENS": 64, "BLOCK_HEADS": 32, "BLOCK_COLUMNS": 2048}, 4, 1),
+        "check float32": Config(
+            {"BLOCK_TOKENS": 64, "BLOCK_HEADS": 32, "BLOCK_COLUMNS": 2048}, 4, 1
+        ),
+        "keep": Config({"BLOCK_HEADS": 64}, 8, 1),
+    },
     "cache_write": {
         "write": Config({"BLOCK_TOKENS": 2, "BLOCK_HEADS": 4}, 1, 1),
     },
