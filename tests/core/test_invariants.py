@@ -18,6 +18,7 @@ import dsa_kernels.sparse_mla.api as sparse_mla
 import dsa_kernels.topk_select.api as topk_select
 from dsa_kernels.invariants import entries
 from dsa_kernels.launch import Launch
+from dsa_kernels.topk_select.reference import topk_slots
 from dsa_plugin import attention
 from dsa_plugin.attention import invariants, ops, sparse
 from dsa_plugin.attention.metadata import DSAMetadata
@@ -418,7 +419,7 @@ class Watched(TorchDispatchMode):
 def launched(host: Host, check: attention.LayerCheck | None, metadata: DSAMetadata) -> list[str]:
     """What torch launches for the checks of a layer's decode of two requests."""
     indices = torch.arange(TOPK, dtype=torch.int32).expand(2, -1)
-    slots = ops.topk_slots(indices, metadata.block_table, metadata.request_ids, 16)
+    slots = topk_slots(indices, metadata.block_table, metadata.request_ids, 16)
     query, positions = (torch.randn(2, 4, 128), torch.randn(2, 4)), metadata.context_lens - 1
     out = torch.randn(2, HEADS, V_HEAD_DIM)
     assert check is not None
@@ -453,7 +454,8 @@ def test_kernels_are_three_launches_a_layer(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(checks, "use_triton", lambda _device: False)
     with torch.device(DEVICE):
         host = Host(record, torch.uint8)
-        metadata, _ = host.metadata([30, 20], decode=True)
+        host.metadata([30, 20], decode=False)
+        metadata, _ = host.metadata([1, 1], decode=True)
         launched(host, host.layer.check, metadata)
         monkeypatch.setattr(checks, "use_triton", lambda _device: True)
         monkeypatch.setattr(Launch, "run", lambda launch: kernels.append(launch.kernel.__name__))

@@ -88,6 +88,8 @@ def test_a_place() -> None:
     rows.slots[2] = one.place_of(1, 0)[0] * SIZE + SIZE - 1
     rows.block_table[2, (LENS[2] - 1) // SIZE] = 99
     rows.slots[4:6] = BLOCKS * SIZE + rows.positions[4:6] % SIZE
+    for part in one.parts().values():
+        bits(part[0]).zero_()
     one.mark()
     slots, lens = rows.slots.tolist(), rows.lens.tolist()
     told = {row: (Check.PLACE, Kind.PLACE, slots[row], lens[row]) for row in range(4)}
@@ -95,6 +97,18 @@ def test_a_place() -> None:
     one.check(slice(4, 6))
     told |= {row: (Check.LATENT, Kind.LATENT_UNWRITTEN, slots[row], slots[row]) for row in (4, 5)}
     assert one.found() == told
+
+
+def test_a_place_outside_of_the_table() -> None:
+    """Though the memory beside the request's row of it has the block of the slot."""
+    one = CheckedPass(torch.bfloat16)
+    rows, beside = one.rows, one.place_of(1, 0)[0] * SIZE
+    beyond = rows.block_table.shape[1] * SIZE
+    rows.positions[0], rows.lens[0], rows.slots[0] = beyond, beyond + 1, beside
+    rows.positions[2], rows.lens[2], rows.slots[2] = -1, 0, beside - 1
+    one.mark()
+    told = dict.fromkeys((0, 2), (Check.PLACE, Kind.PLACE))
+    assert {row: found[:2] for row, found in one.found().items()} == told
 
 
 def spoilt_entries(dtype: torch.dtype) -> list[tuple[str, int, bool]]:
@@ -217,7 +231,7 @@ def test_parts_of_a_pass() -> None:
     one.write([0, 1, 2, 4, 5])
     one.slots[1, 0] += SIZE
     set_nan(one.query[0], (4, 0, 0))
-    one.check(slice(3, 5), slice(0, 2))
+    one.check(slice(3, 6), slice(0, 2))
     one.check(slice(2, 3), page_by_page=True)
     slots = one.rows.slots.tolist()
     assert one.found() == {
@@ -240,6 +254,17 @@ def test_what_attention_gives(dtype: torch.dtype, at: tuple[int, int]) -> None:
         "kind": Kind.OUT_NAN, "layer": LAYER, "pass": NUMBER, "row": 1, "request": 0,
         "position": LENS[0] - 1, "at": slot, "seen": slot,
     }  # fmt: skip
+
+
+def test_what_attention_gives_the_last_row() -> None:
+    one = CheckedPass(torch.bfloat16)
+    names = "requests", "positions", "lens", "slots"
+    one.change(**{name: getattr(one.rows, name)[:REAL] for name in names})
+    one.out = one.out[:REAL]
+    one.mark()
+    set_nan(one.out, (REAL - 1, 0, 0))
+    kept = one.keep()
+    assert (kept["kind"], kept["row"]) == (Kind.OUT_NAN, REAL - 1)
 
 
 def test_the_first_is_kept() -> None:
