@@ -23,6 +23,8 @@ _FP32 = 1e-4
 # Of bf16's rounding: what a server may add, fp8 caches included, and what one is doubtful from.
 _EVERYWHERE, _ELSEWHERE, _DOUBTFUL = 3.0, 2.0, 1.2
 _FEWEST = 8
+# The first token attends to itself alone: what the second one's probability is off by is rounding.
+_AFTER_FIRST, _ENOUGH_FIRST = 1, 3
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ def bands(
     noise = {start: _mean(_between(rounding, start, end)) for start, end in _stretches(limits)}
     alone = _between(errors.get(ALONE_COLD, ()), 0, index_topk)
     scale = _mean(alone) / noise[0] if len(alone) >= _FEWEST and noise[0] else 1.0
+    everywhere = 0.0 if _is_fp32(alone) else _EVERYWHERE
     found = []
     for mode, those in errors.items():
         for start, end in _stretches(limits):
@@ -90,7 +93,7 @@ def bands(
             # Rounding hardly depends on the position; a stretch without its own takes the first's.
             rounded = noise[start] or noise[0]
             usual = max(_FP32, min(scale, _EVERYWHERE) * rounded)
-            limit = _ELSEWHERE * usual if start else max(_FP32, _EVERYWHERE * rounded)
+            limit = _ELSEWHERE * usual if start else max(_FP32, everywhere * rounded)
             # A mean of few tokens says less.
             allowed = limit * (1 + 4 / math.sqrt(len(here)))
             largest = max(error for _, error in here)
@@ -140,6 +143,12 @@ def _first_doubtful(alone: Sequence[Band], wrong: Band) -> Band:
             break
         first = band
     return first
+
+
+def _is_fp32(errors: Errors) -> bool:
+    """Whether a server that is off does not round coarsely, by what only rounding explains."""
+    first = [error for at, error in errors if at == _AFTER_FIRST]
+    return len(first) >= _ENOUGH_FIRST and max(first) <= _FP32
 
 
 def _stretches(limits: Sequence[int]) -> list[tuple[int, int | None]]:

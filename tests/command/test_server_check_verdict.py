@@ -155,6 +155,18 @@ def test_the_first_band_is_judged_by_bf16_alone() -> None:
 
 
 @pytest.mark.parametrize(
+    ("first", "times", "wrong"), [(1e-6, 3, True), (1e-6, 2, False), (0.01, 3, False)]
+)
+def test_what_the_first_token_does_not_show_is_no_rounding(
+    first: float, times: int, wrong: bool
+) -> None:
+    """It attends to itself alone, whatever is wrong with attention."""
+    off = [(1, first)] * times + [(at, 0.05) for at in range(2, 60)]
+    [band, *_] = bands({ALONE_COLD: off}, [(1, 0.03)], 64, [64])
+    assert band.is_wrong == wrong
+
+
+@pytest.mark.parametrize(
     ("table", "chance"), [((8, 0, 0, 8), 1 / 12870), ((8, 0, 8, 0), 1.0), ((1, 1, 1, 1), 5 / 6)]
 )
 def test_fisher(table: Sequence[int], chance: float) -> None:

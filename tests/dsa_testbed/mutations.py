@@ -153,6 +153,16 @@ def _absolute_weights(function: Function) -> Function:
     return index_query
 
 
+def _index_keys_lost(function: Function) -> Function:
+    """As a connector that knows of the latents alone."""
+
+    def save_kv_layer(self: Any, layer_name: str, kv_layer: Tensor, *args: Any) -> None:
+        lost = layer_name.endswith(".indexer.k_cache")
+        function(self, layer_name, kv_layer * 0 if lost else kv_layer, *args)
+
+    return save_kv_layer
+
+
 def _recorded(function: Function) -> Function:
     """Write each layer's selection to the folder DSA_TEST_RECORD, one file a call, in order."""
     calls = itertools.count()
@@ -297,6 +307,11 @@ MUTATIONS: dict[str, dict[str, Wrapper]] = {
     "slots_elsewhere": {"topk_select_slots": _next_page},
     "nan_latent": {"latent_cache_write": _argument(0, _with_nan)},
     "pages_swapped": {"dsa_plugin.attention:forward": _pages_swapped},
+    # vLLM's example connector.
+    "connector_loses_index_keys": {
+        "vllm.distributed.kv_transfer.kv_connector.v1.example_connector:"
+        "ExampleConnector.save_kv_layer": _index_keys_lost
+    },
     # Breaks nothing.
     "record_selection": {f"{_FORWARD}:attend": _recorded},
     "record_kernels": {
