@@ -1,13 +1,36 @@
-"""What safetensors files hold, by their headers and index alone."""
+"""What safetensors files hold, by their names, headers and index alone."""
 
 from __future__ import annotations
 
 import json
+import re
 import struct
 from pathlib import Path
 from typing import Any
 
 INDEX = "model.safetensors.index.json"
+_RANK_FILE = re.compile(r"model\d+-mp(\d+)\.safetensors")
+
+
+def rank_file(rank: int, size: int) -> str:
+    """Name of one rank's weights among `size`, as DeepSeek's inference demo has it."""
+    return f"model{rank}-mp{size}.safetensors"
+
+
+def ranks_of(folder: Path) -> int | None:
+    """For how many ranks a folder's weights are cut; None where they are whole.
+
+    Raises:
+        ValueError: for several numbers.
+    """
+    names = (path.name for path in folder.glob("model*-mp*.safetensors"))
+    sizes = {int(found[1]) for name in names if (found := _RANK_FILE.fullmatch(name))}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"{folder} has weights cut for {', '.join(map(str, sorted(sizes)))} ranks; keep one of "
+            "them in a folder"
+        )
+    return sizes.pop() if sizes else None
 
 
 def read_header(path: Path) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""`dsa convert`: a checkpoint in another precision."""
+"""`dsa convert`: a checkpoint in another precision, or cut for ranks."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from dsa_plugin.convert.compare import Compared
+    from dsa_plugin.convert.formats import Precision
     from dsa_plugin.convert.plan import Plan
     from dsa_plugin.convert.run import Done
 
@@ -24,6 +25,10 @@ def convert(
     to: Annotated[
         Literal["bf16", "w8a16", "w4a16"] | None,
         typer.Option(help="Precision of the weights; integers have groups of 128."),
+    ] = None,
+    model_parallel: Annotated[
+        int | None,
+        typer.Option(min=1, help="Ranks of `dsa generate`: a file for each, precision as it is."),
     ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing: compare TARGET with SOURCE.")
@@ -40,21 +45,38 @@ def convert(
     Indexers, routers, kv_b_proj, embeddings and heads are never quantised. With --check it exits
     with 1 where a tensor is further off than its format allows, or a file is not as it was written.
     """
-    if check == (to is not None):
-        raise ValueError("give one of --to bf16, --to w8a16, --to w4a16 and --check")
+    if to and model_parallel:
+        raise ValueError(
+            f"--to {to} and --model-parallel {model_parallel}: one at a time. `dsa generate` reads "
+            "bf16, fp32 and FP8: convert with --to bf16, then the new folder with --model-parallel"
+        )
+    wanted = to or model_parallel
+    if check == (wanted is not None):
+        raise ValueError(
+            "give one of --to bf16, --to w8a16, --to w4a16, --model-parallel N and --check"
+        )
     if each and not check:
         raise ValueError("--each goes with --check")
     workers = workers or os.cpu_count() or 1
-    if check:
+    if wanted is None:
         raise typer.Exit(_check(source, target, workers, each=each))
-    from dsa_plugin.convert.plan import plan
-
-    planned = plan(source, target, to)  # type: ignore[arg-type]
+    planned = _plan(source, target, wanted)
     done = _convert(planned, workers)
     for name in done.left_out:
         print(f"left out {name}: weights that the safetensors index does not name")
     files = f"{len(done.written)} files written, {len(done.kept)} kept from before"
-    print(f"{target}: {to}, {files}; sha256 of each in dsa_convert.json")
+    print(f"{target}: {planned.to}, {files}; sha256 of each in dsa_convert.json")
+
+
+def _plan(source: Path, target: Path, to: Precision | int) -> Plan:
+    """Of a conversion to a precision, or for so many ranks."""
+    if isinstance(to, int):
+        from dsa_plugin.convert.model_parallel import plan_ranks
+
+        return plan_ranks(source, target, to)
+    from dsa_plugin.convert.plan import plan
+
+    return plan(source, target, to)
 
 
 def _convert(planned: Plan, workers: int) -> Done:
@@ -85,9 +107,9 @@ def _convert(planned: Plan, workers: int) -> Done:
 
 def _check(source: Path, target: Path, workers: int, *, each: bool) -> bool:
     """Print what differs and how; whether anything is wrong."""
-    from dsa_plugin.convert.compare import compare, damaged_files
+    from dsa_plugin.convert.compare import damaged_files
 
-    found = list(compare(source, target, workers))
+    found = list(_compare(source, target, workers))
     _print_table(found if each else _worst_of_kinds(found))
     wrong = [tensor for tensor in found if tensor.wrong]
     damaged = damaged_files(target, workers)
@@ -99,14 +121,26 @@ def _check(source: Path, target: Path, workers: int, *, each: bool) -> bool:
     return bool(wrong or damaged)
 
 
+def _compare(source: Path, target: Path, workers: int) -> Iterator[Compared]:
+    from dsa_plugin.safetensors_header import ranks_of
+
+    if ranks := ranks_of(target):
+        from dsa_plugin.convert.model_parallel import compare_ranks
+
+        return compare_ranks(source, target, ranks, workers)
+    from dsa_plugin.convert.compare import compare
+
+    return compare(source, target, workers)
+
+
 def _worst_of_kinds(found: Iterable[Compared]) -> list[Compared]:
-    """Of tensors whose names differ in numbers alone, the one with the largest error."""
+    """Of tensors whose names differ in numbers or rank alone, the one with the largest error."""
     import re
     from dataclasses import replace
 
     kinds: dict[tuple[str, str], list[Compared]] = {}
     for tensor in found:
-        kind = re.sub(r"(?<=\.)\d+(?=\.)", "*", tensor.name)
+        kind = re.sub(r"(?<=\.)\d+(?=\.)|(?<= of rank )\d+$", "*", tensor.name)
         kinds.setdefault((kind, tensor.form), []).append(tensor)
     return [
         replace(max(tensors, key=lambda t: t.of_allowed), name=f"{kind} x {len(tensors)}")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dsa_plugin.convert.atomic import whole_file
-from dsa_plugin.convert.formats import Output, Precision, converted_config
 from dsa_plugin.convert.manifest import MANIFEST
 from dsa_plugin.convert.source import Source
 from dsa_plugin.safetensors_header import INDEX
@@ -35,28 +34,21 @@ def companions(source: Source) -> tuple[list[str], list[str]]:
 
 
 def write_companions(
-    source: Source, target: Path, files: Mapping[str, Sequence[Output]], precision: Precision
+    source: Source, target: Path, documents: Mapping[str, Mapping[str, Any]]
 ) -> list[str]:
     """Write what is not weights, and return its names.
 
-    config.json comes last: without it no host takes the folder for a checkpoint.
+    The documents come last, in their order: without config.json no host takes the folder for a
+    checkpoint.
     """
     written, _ = companions(source)
     for name in written:
         with (source.folder / name).open("rb") as old, whole_file(target / name) as new:
             shutil.copyfileobj(old, new)
-    if (source.folder / INDEX).exists():
-        made = {output.name: name for name, outputs in files.items() for output in outputs}
-        total = sum(output.nbytes for outputs in files.values() for output in outputs)
-        _write_json(target / INDEX, {"metadata": {"total_size": total}, "weight_map": made})
-        written.append(INDEX)
-    _write_json(target / CONFIG, converted_config(source.config, precision))
-    return [*written, CONFIG]
-
-
-def _write_json(path: Path, document: Mapping[str, Any]) -> None:
-    with whole_file(path) as file:
-        file.write((json.dumps(document, indent=2) + "\n").encode())
+    for name, document in documents.items():
+        with whole_file(target / name) as file:
+            file.write((json.dumps(document, indent=2) + "\n").encode())
+    return [*written, *documents]
 
 
 def _visible_files(folder: Path) -> Iterator[str]:

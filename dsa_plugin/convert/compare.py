@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from dsa_plugin.convert.source import (
     open_source,
 )
 
+Item = TypeVar("Item")
 _BF16_ROUNDING = 2.0**-8
 """Largest relative error of a value rounded to bf16."""
 _SCALE_ROUNDING = 1 + 2.0**-7
@@ -61,19 +63,31 @@ def compare(source: Path, converted: Path, workers: int) -> Iterator[Compared]:
     Raises:
         ValueError: either folder holds no whole checkpoint.
     """
-    if Manifest.load(converted) and not (converted / CONFIG).exists():
-        raise ValueError(f"{converted} is not finished; run its conversion again, it goes on")
+    check_finished(converted)
     old, new = open_source(source).tensors, open_folder(converted).tensors
     names = [name for name in old if not name.endswith(SCALE_SUFFIX)]
+    yield from in_threads(lambda name: _compared(old, new, name), names, workers)
+    made = {name for stem in names for name in (stem, *_packed_names(stem))}
+    yield from (unknown(name, "not of the source") for name in sorted(new.keys() - made))
+
+
+def check_finished(converted: Path) -> None:
+    """Raises ValueError where a folder's conversion was stopped."""
+    if Manifest.load(converted) and not (converted / CONFIG).exists():
+        raise ValueError(f"{converted} is not finished; run its conversion again, it goes on")
+
+
+def in_threads(
+    compared: Callable[[Item], Compared], items: Iterable[Item], workers: int
+) -> Iterator[Compared]:
+    """Of each item, by so many threads, in their order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(workers) as pool:
-            yield from pool.map(lambda name: _compared(old, new, name), names)
+            yield from pool.map(compared, items)
     finally:
         torch.set_num_threads(threads)
-    made = {name for stem in names for name in (stem, *_packed_names(stem))}
-    yield from (_unknown(name, "not of the source") for name in sorted(new.keys() - made))
 
 
 def damaged_files(converted: Path, workers: int) -> list[str]:
@@ -98,17 +112,17 @@ def _compared(old: Mapping[str, Stored], new: Mapping[str, Stored], name: str) -
         bits = packed.shape[-1] * 32 // max(1, weight.shape[-1])
         expected = (weight.shape[0], weight.shape[-1] * bits // 32)
         if bits not in (4, 8) or packed.shape != expected:
-            return _unknown(name, f"packed {list(packed.shape)}")
-        return _measured(name, f"int{bits}", _of_packed(weight, old, packed, scale, bits))
+            return unknown(name, f"packed {list(packed.shape)}")
+        return measured(name, f"int{bits}", _of_packed(weight, old, packed, scale, bits))
     if plain is None:
-        return _unknown(name, "missing")
+        return unknown(name, "missing")
     if plain.shape != weight.shape:
-        return _unknown(name, f"shape {list(plain.shape)}")
+        return unknown(name, f"shape {list(plain.shape)}")
     if plain.dtype == weight.dtype:
-        return _measured(name, "same", _of_copy(weight, plain))
+        return measured(name, "same", _of_copy(weight, plain))
     if weight.dtype == "F8_E4M3" and plain.dtype == "BF16":
-        return _measured(name, "bf16", _of_bf16(weight, old, plain))
-    return _unknown(name, f"dtype {plain.dtype}")
+        return measured(name, "bf16", _of_bf16(weight, old, plain))
+    return unknown(name, f"dtype {plain.dtype}")
 
 
 Piece = tuple[Tensor, Tensor, Tensor]
@@ -147,7 +161,8 @@ def _of_packed(
         yield before, after, allowed.expand(-1, -1, GROUP).flatten(1)
 
 
-def _measured(name: str, form: str, pieces: Iterator[Piece]) -> Compared:
+def measured(name: str, form: str, pieces: Iterator[Piece]) -> Compared:
+    """How far a tensor is off, by pieces of it."""
     largest = share = squares = total = 0.0
     for before, after, allowed in pieces:
         same = (before == after) | (before.isnan() & after.isnan())
@@ -165,5 +180,6 @@ def _packed_names(name: str) -> tuple[str, str, str]:
     return f"{name}_packed", f"{name}_scale", f"{name}_shape"
 
 
-def _unknown(name: str, form: str) -> Compared:
+def unknown(name: str, form: str) -> Compared:
+    """Of a tensor that cannot be compared; `form` says why."""
     return Compared(name, form, math.inf, math.inf, math.inf)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -42,15 +42,16 @@ IGNORE = (
 class Output:
     """A tensor of the converted checkpoint, and the source's that it is made of.
 
-    part: `copy`, its bytes; `bf16`, an FP8 weight's values; `packed`, `scale` and `shape`, the
-        three of a quantised weight.
+    part: `copy`, its bytes; `cut`, those of its rows and columns `where`; `bf16`, an FP8 weight's
+        values; `packed`, `scale` and `shape`, the three of a quantised weight.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     source: Stored
-    part: Literal["copy", "bf16", "packed", "scale", "shape"]
+    part: Literal["copy", "cut", "bf16", "packed", "scale", "shape"]
+    where: tuple[slice, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -81,8 +82,6 @@ def check_possible(source: Source, precision: Precision) -> None:
 def outputs(shard: Mapping[str, Stored], precision: Precision) -> list[Output]:
     """What a file's tensors become, in the order in which they are written.
 
-    Larger dtypes come first, so that each tensor is aligned to its own, as safetensors does.
-
     Raises:
         ValueError: a weight that the precision cannot hold, or of which it is not known whether
             it may be quantised.
@@ -97,6 +96,11 @@ def outputs(shard: Mapping[str, Stored], precision: Precision) -> list[Output]:
             made.append(Output(name, "BF16", tensor.shape, tensor, "bf16"))
         else:
             made.append(Output(name, tensor.dtype, tensor.shape, tensor, "copy"))
+    return in_order(made)
+
+
+def in_order(made: Iterable[Output]) -> list[Output]:
+    """A file's tensors, larger dtypes first: each is aligned to its own, as safetensors does."""
     return sorted(made, key=lambda output: (-TORCH_DTYPES[output.dtype].itemsize, output.name))
 
 

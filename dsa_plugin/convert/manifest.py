@@ -12,7 +12,7 @@ from typing import Any
 from dsa_plugin.convert.atomic import whole_file
 
 MANIFEST = "dsa_convert.json"
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass
@@ -43,9 +43,13 @@ class Recorded:
 
 @dataclass
 class Manifest:
-    """source: the files read, by name; files: those written, each with what it was made from."""
+    """What a conversion read and wrote.
 
-    precision: str
+    to: what the weights became.
+    source: the files read, by name; files: those written, each with what it was made from.
+    """
+
+    to: str
     source: dict[str, Recorded] = field(default_factory=dict)
     files: dict[str, Recorded] = field(default_factory=dict)
     made_from: dict[str, list[str]] = field(default_factory=dict)
@@ -71,7 +75,7 @@ class Manifest:
             if document["version"] != _VERSION:
                 raise ValueError(f"version {document['version']}; known: {_VERSION}")
             return cls(
-                document["precision"],
+                document["to"],
                 _recorded(document["source"]),
                 _recorded(document["files"]),
                 {str(name): list(files) for name, files in document["made_from"].items()},
@@ -87,9 +91,9 @@ class Manifest:
         Raises:
             ValueError: which.
         """
-        if self.precision != to:
+        if self.to != to:
             raise ValueError(
-                f"{folder} holds a conversion to {self.precision}, not {to}; name another folder"
+                f"{folder} holds a conversion to {self.to}, not {to}; name another folder"
             )
         changed = [
             name

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import BinaryIO, cast
 
 import torch
@@ -38,6 +40,21 @@ def read_pieces(matrix: Stored, step: int) -> Iterator[Tensor]:
             count = min(step, rows - first)
             data = _read(file, matrix, count * columns * dtype.itemsize)
             yield _as_tensor(data, dtype).view(count, columns)
+
+
+def read_cut(tensor: Stored, where: tuple[slice, ...], step: int) -> Iterator[Tensor]:
+    """Rows, and of these columns, in the tensor's own dtype, `step` rows at a time: [n, k]."""
+    rows, columns = tensor.shape[0], math.prod(tensor.shape[1:])
+    start, stop, _ = where[0].indices(rows)
+    row_bytes = columns * TORCH_DTYPES[tensor.dtype].itemsize
+    band = replace(
+        tensor,
+        shape=(stop - start, columns),
+        start=tensor.start + start * row_bytes,
+        nbytes=(stop - start) * row_bytes,
+    )
+    for piece in read_pieces(band, step):
+        yield piece[:, where[1]] if len(where) > 1 else piece
 
 
 def read_rows(weight: Stored, scale: Stored | None) -> Iterator[Tensor]:

@@ -64,7 +64,7 @@ def convert(planned: Plan, workers: int, told: Progress) -> Done:
         try:
             _check_space(planned, missing)
             work.run(workers)
-            beside = write_companions(planned.source, target, planned.files, planned.precision)
+            beside = write_companions(planned.source, target, planned.documents)
         except OSError as error:
             raise work.explained(error) from error
         manifest.files |= {
@@ -84,16 +84,13 @@ class _Work:
     def __init__(self, planned: Plan, missing: Sequence[str], manifest: Manifest, told: Progress):
         self.planned, self.missing, self.manifest, self.told = planned, missing, manifest, told
         self.tensors = planned.source.tensors
+        self.unhashed = {n for n in planned.source.shards if manifest.source[n].sha256 is None}
         self.stop = threading.Event()
         self.lock = threading.Lock()
 
     def run(self, workers: int) -> None:
         """Convert what is missing, and hash what of the source was not yet."""
-        names = [
-            name
-            for name in self.planned.source.shards
-            if name in self.missing or self.manifest.source[name].sha256 is None
-        ]
+        names = sorted(self.unhashed.union(self.missing))
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # files are what runs in parallel
         pool = ThreadPoolExecutor(workers)
@@ -118,15 +115,16 @@ class _Work:
         )
 
     def _file(self, name: str) -> None:
+        """Hash the source's file of a name and write the target's, of which either may be none."""
         source, target = self.planned.source.folder / name, self.planned.target / name
-        recorded = self.manifest.source[name]
-        sha256 = recorded.sha256 or sha256_of(source)
+        sha256 = sha256_of(source) if name in self.unhashed else None
         made = None
         if name in self.missing:
             outputs = self.planned.files[name]
             made = write_shard(target, outputs, self.tensors, self._read)
         with self.lock:
-            recorded.sha256 = sha256
+            if sha256:
+                self.manifest.source[name].sha256 = sha256
             if made:
                 self.manifest.files[name] = Recorded.of(target, made)
                 self.manifest.made_from[name] = self.planned.made_from(name)
@@ -177,10 +175,10 @@ def _begin(planned: Plan) -> Manifest:
             )
             for name in names
         }
-        manifest = Manifest(planned.precision, read)
+        manifest = Manifest(planned.to, read)
         manifest.save(target)
         return manifest
-    manifest.check_continues(target, folder, names, planned.precision)
+    manifest.check_continues(target, folder, names, planned.to)
     manifest.files = {
         name: file
         for name, file in manifest.files.items()

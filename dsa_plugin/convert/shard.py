@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from dsa_plugin.convert.atomic import whole_file
 from dsa_plugin.convert.formats import Output
 from dsa_plugin.convert.numbers import quantise
-from dsa_plugin.convert.rows import read_bytes, read_rows
+from dsa_plugin.convert.rows import read_bytes, read_cut, read_rows, rows_at_once
 from dsa_plugin.convert.source import SCALE_SUFFIX, TORCH_DTYPES, Stored
 
 Progress = Callable[[int], None]
@@ -79,6 +80,11 @@ def _pieces(
             for data in read_bytes(weight):
                 yield data
                 progress(len(data))
+        elif output.part == "cut":
+            step = rows_at_once(math.prod(weight.shape[1:]))
+            for values in read_cut(weight, output.where, step):
+                yield _bytes(values)
+                progress(values.nbytes)
         elif output.part == "shape":
             yield _bytes(torch.tensor(weight.shape))
         elif output.part == "scale":

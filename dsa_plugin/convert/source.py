@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dsa_plugin.config_file import read_config
-from dsa_plugin.safetensors_header import INDEX, read_layout, read_weight_map
+from dsa_plugin.safetensors_header import INDEX, ranks_of, read_layout, read_weight_map
 
 BLOCK = 128
 """Rows and columns of an FP8 weight that share a scale."""
@@ -61,9 +61,14 @@ def open_folder(folder: Path) -> Source:
     """A folder's config.json and headers.
 
     Raises:
-        ValueError: no config.json or safetensors, a damaged file, or one that the index lacks.
+        ValueError: no config.json or safetensors, a damaged file, one that the index lacks, or
+            weights that are cut for ranks.
     """
     config = read_config(folder)
+    if size := ranks_of(folder):
+        raise ValueError(
+            f"{folder} is cut for {size} ranks; take the checkpoint that it was made of"
+        )
     index = read_weight_map(folder) or {}
     names = sorted(set(index.values())) or sorted(
         path.name for path in folder.glob("*.safetensors")
@@ -78,7 +83,7 @@ def open_folder(folder: Path) -> Source:
     shards: dict[str, dict[str, Stored]] = {}
     files: dict[str, str] = {}
     for name in names:
-        shards[name] = _read_shard(folder, name)
+        shards[name] = read_shard(folder, name)
         for tensor in shards[name]:
             if tensor in files:
                 raise ValueError(f"{tensor} is in both {files[tensor]} and {name} of {folder}")
@@ -151,7 +156,12 @@ def _check_scale(weight: Stored, scale: Stored | None) -> None:
         )
 
 
-def _read_shard(folder: Path, name: str) -> dict[str, Stored]:
+def read_shard(folder: Path, name: str) -> dict[str, Stored]:
+    """The tensors of a file.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
     path = folder / name
     if not path.is_file():
         raise ValueError(f"{path} is missing, which {INDEX} names. Download it again.")

@@ -68,8 +68,7 @@ class ModelConfig:
             common = gcd(*split.values())
             works = [str(n) for n in range(1, min(common, 64) + 1) if common % n == 0]
             raise ValueError(
-                f"{ranks} ranks do not divide {', '.join(wrong)}; "
-                f"use --nproc-per-node {', '.join(works)}"
+                f"{ranks} ranks do not divide {', '.join(wrong)}; what works is {', '.join(works)}"
             )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from dsa_plugin.config import DSAConfig
 from dsa_plugin.indexer_tensors import indexer_faults, quantised_projections
-from dsa_plugin.safetensors_header import read_header
+from dsa_plugin.safetensors_header import ranks_of, read_header
 
 
 def check_checkpoint(
@@ -27,8 +27,14 @@ def check_checkpoint(
             quantisation, each with whether it takes one stored in fp8 with a scale.
 
     Raises:
-        ValueError: naming every file or tensor at fault and what was expected.
+        ValueError: naming every file or tensor at fault and what was expected; or the files are
+            cut for ranks.
     """
+    if size := ranks_of(directory):
+        raise ValueError(
+            f"{directory} is cut for {size} ranks of `dsa generate`, which no host reads; serve "
+            "the checkpoint that it was made of"
+        )
     tensors: dict[str, dict[str, Any]] = {}
     for path in sorted(directory.glob("*.safetensors")):
         tensors.update(read_header(path))

@@ -2,12 +2,10 @@
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,35 +20,15 @@ from safetensors.torch import load_file, save_file
 from dsa_plugin.convert.manifest import MANIFEST
 from dsa_plugin.convert.plan import plan
 from dsa_plugin.convert.run import Done, convert
+from dsa_testbed.conversion import hashes, kill_after
 from dsa_testbed.shards import write_tiny
 
 FILES = 6
 FIRST = "model-00001-of-000006.safetensors"
-# Says each piece that it has read, and waits for a line before the next.
-STEPPED = """
-import sys
-from pathlib import Path
-from dsa_plugin.convert.plan import plan
-from dsa_plugin.convert.run import convert
-def told(count):
-    print("piece", flush=True)
-    sys.stdin.readline()
-convert(plan(Path(sys.argv[1]), Path(sys.argv[2]), "w4a16"), 2, told)
-print("done", flush=True)
-"""
 
 
 def run(source: Path, target: Path, precision: Any = "w4a16", workers: int = 2) -> Done:
     return convert(plan(source, target, precision), workers, lambda _: None)
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    """Of every file but the manifest, which says when each was written."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != MANIFEST
-    }
 
 
 @pytest.fixture(scope="module")
@@ -87,25 +65,10 @@ def test_the_manifest_has_the_hashes(source: Path, whole: Path) -> None:
     assert manifest["made_from"][FIRST] == [FIRST, last]  # weights, and their scales
 
 
-def kill_after(source: Path, target: Path, pieces: int) -> bool:
-    """Whether a conversion was still running when it was killed at its next piece."""
-    command = [sys.executable, "-c", STEPPED, str(source), str(target)]
-    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as child:
-        assert child.stdin is not None
-        assert child.stdout is not None
-        for _ in range(pieces):
-            if "done" in child.stdout.readline():
-                return False
-            child.stdin.write("\n")
-            child.stdin.flush()
-        child.send_signal(signal.SIGKILL)
-    return child.returncode == -signal.SIGKILL
-
-
 def test_killed_and_resumed(source: Path, whole: Path, tmp_path: Path) -> None:
     target = tmp_path / "target"
     for _ in range(3):
-        assert kill_after(source, target, random.randrange(1, 9))
+        assert kill_after(source, target, "w4a16", random.randrange(1, 9))
         assert not (target / "config.json").exists(), "a host would take it for a checkpoint"
     done = run(source, target)
     assert hashes(target) == hashes(whole)
