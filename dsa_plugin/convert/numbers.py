@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dsa_plugin.convert.formats import GROUP
-from dsa_plugin.convert.source import BLOCK
+from dsa_plugin.fp8_weights import WEIGHT_BLOCK
 
 _E4M3 = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
 
@@ -20,8 +20,8 @@ def dequantise(weight: Tensor, scales: Tensor) -> Tensor:
     """
     # PyTorch's own conversion takes twice the time.
     values = torch.from_numpy(_E4M3.take(weight.view(torch.uint8).numpy()))
-    factors = scales.repeat_interleave(BLOCK, 1)[:, : weight.shape[1]]
-    for rows, factor in zip(values.split(BLOCK), factors, strict=True):
+    factors = scales.repeat_interleave(WEIGHT_BLOCK, 1)[:, : weight.shape[1]]
+    for rows, factor in zip(values.split(WEIGHT_BLOCK), factors, strict=True):
         rows *= factor
     return values
 

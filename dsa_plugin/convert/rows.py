@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from dsa_plugin.convert.numbers import dequantise
-from dsa_plugin.convert.source import BLOCK, TORCH_DTYPES, Stored
+from dsa_plugin.convert.source import TORCH_DTYPES, Stored
+from dsa_plugin.fp8_weights import WEIGHT_BLOCK
 
 PIECE_BYTES = 4 << 20
 """Of what is read at once, and of a weight's rows in fp32; at least 128 rows."""
@@ -27,7 +28,7 @@ def read_bytes(tensor: Stored) -> Iterator[bytearray]:
 
 def rows_at_once(columns: int) -> int:
     """Rows of a piece of a weight [N, columns]: whole blocks."""
-    return max(1, PIECE_BYTES // (4 * max(columns, 1)) // BLOCK) * BLOCK
+    return max(1, PIECE_BYTES // (4 * max(columns, 1)) // WEIGHT_BLOCK) * WEIGHT_BLOCK
 
 
 def read_pieces(matrix: Stored, step: int) -> Iterator[Tensor]:
@@ -69,7 +70,7 @@ def read_rows(weight: Stored, scale: Stored | None) -> Iterator[Tensor]:
         for values in read_pieces(weight, step):
             yield values.float()
         return
-    factors = _read_whole(scale).float().split(step // BLOCK)
+    factors = _read_whole(scale).float().split(step // WEIGHT_BLOCK)
     for values, scales in zip(read_pieces(weight, step), factors, strict=True):
         yield dequantise(values, scales)
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from dsa_plugin.config_file import read_config
+from dsa_plugin.fp8_weights import WEIGHT_BLOCK, scale_shape
 from dsa_plugin.safetensors_header import INDEX, ranks_of, read_layout, read_weight_map
 
-BLOCK = 128
 """Rows and columns of an FP8 weight that share a scale."""
 SCALE_SUFFIX = "_scale_inv"
 TORCH_DTYPES = {
@@ -133,9 +133,9 @@ def _check_quantisation(source: Source) -> None:
     method = quantisation.get("quant_method", "fp8")
     if method != "fp8":
         raise ValueError(f"{source.folder} is quantised already, by {method}. {_ALLOWED}")
-    block = quantisation.get("weight_block_size", [BLOCK, BLOCK])
+    block = quantisation.get("weight_block_size", [WEIGHT_BLOCK] * 2)
     scheme = quantisation.get("activation_scheme", "dynamic")
-    if block != [BLOCK, BLOCK] or scheme != "dynamic":
+    if block != [WEIGHT_BLOCK] * 2 or scheme != "dynamic":
         raise ValueError(
             f"{source.folder} has fp8 with weight_block_size {block} and activation_scheme "
             f"{scheme}. {_ALLOWED}"
@@ -143,7 +143,7 @@ def _check_quantisation(source: Source) -> None:
 
 
 def _check_scale(weight: Stored, scale: Stored | None) -> None:
-    blocks = tuple(-(-size // BLOCK) for size in weight.shape)
+    blocks = scale_shape(weight.shape)
     of = f"{weight.name} (FP8 {list(weight.shape)}, {weight.path})"
     if scale is None:
         raise ValueError(

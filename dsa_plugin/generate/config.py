@@ -11,9 +11,8 @@ from typing import Any
 
 from dsa_plugin.config import DSAConfig
 from dsa_plugin.config_file import read_config
+from dsa_plugin.fp8_weights import WEIGHT_BLOCK
 from dsa_plugin.training.sizes import ModelSizes
-
-FP8_BLOCK = 128
 
 
 @dataclass(frozen=True)
@@ -77,10 +76,10 @@ def _check_quantisation(quantised: Any) -> None:
         return
     method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
     block = quantised.get("weight_block_size") if isinstance(quantised, Mapping) else None
-    if method != "fp8" or block != [FP8_BLOCK, FP8_BLOCK]:
+    if method != "fp8" or block != [WEIGHT_BLOCK] * 2:
         raise ValueError(
             f"the weights are quantised by {method!r} in blocks of {block}; read are bf16, fp32 "
-            f"and fp8 in blocks of {[FP8_BLOCK, FP8_BLOCK]}: take the release in one of these"
+            f"and fp8 in blocks of {[WEIGHT_BLOCK] * 2}: take the release in one of these"
         )
 
 

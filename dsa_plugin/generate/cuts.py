@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dsa_plugin.generate.config import FP8_BLOCK, ModelConfig
+from dsa_plugin.fp8_weights import WEIGHT_BLOCK, scale_shape
+from dsa_plugin.generate.config import ModelConfig
 from dsa_plugin.generate.model import Model
 from dsa_plugin.generate.ranks import Ranks
 
@@ -45,14 +46,14 @@ class Cut:
         """Of an FP8 tensor's scales, those that the part needs; it may begin within a block."""
         return Cut(
             f"{self.name}_scale_inv",
-            tuple(-(-size // FP8_BLOCK) for size in self.whole),
-            tuple(slice(p.start // FP8_BLOCK, -(-p.stop // FP8_BLOCK)) for p in self.where),
+            scale_shape(self.whole),
+            tuple(slice(p.start // WEIGHT_BLOCK, -(-p.stop // WEIGHT_BLOCK)) for p in self.where),
         )
 
     def per_value(self, scales: Tensor) -> Tensor:
         """`scales` as they are stored -> the scale of each value, [rows, columns]."""
         rows, columns = (
-            torch.arange(part.start, part.stop) // FP8_BLOCK - part.start // FP8_BLOCK
+            torch.arange(part.start, part.stop) // WEIGHT_BLOCK - part.start // WEIGHT_BLOCK
             for part in self.where
         )
         return scales[rows[:, None], columns]

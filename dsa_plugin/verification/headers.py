@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from dsa_plugin.config import DSAConfig
+from dsa_plugin.fp8_weights import scale_shape
 from dsa_plugin.indexer_tensors import indexer_shapes
 from dsa_plugin.safetensors_header import read_header
 from dsa_plugin.verification.findings import Finding, of_layers
@@ -17,7 +18,6 @@ Header: TypeAlias = dict[str, Any]
 """dtype and shape of a tensor, as safetensors has them."""
 _FLOATS = {"F32", "F16", "BF16"}
 _SCALES = ("weight_scale_inv", "weight_scale")
-_BLOCK = 128
 _ATTENTION = "model.layers.{layer}.self_attn."
 _AGAIN = "download the checkpoint again"
 # What a layer's attention reads in full precision on one host or both, whatever is quantised.
@@ -238,7 +238,7 @@ def _scale_faults(
 
 def _misshapen_scale(where: str, weight: Header, scale: Header) -> Iterator[Finding]:
     rows, columns = weight["shape"]
-    blocks = [-(-rows // _BLOCK), -(-columns // _BLOCK)]
+    blocks = list(scale_shape((rows, columns)))
     allowed = [blocks, [rows], [rows, 1], [1], []]
     if scale["shape"] not in allowed:
         what = f"has shape {scale['shape']}; a weight {weight['shape']} has scales {blocks}"

@@ -11,10 +11,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from dsa_plugin.config import DSAConfig
+from dsa_plugin.fp8_weights import WEIGHT_BLOCK
 from dsa_plugin.verification.findings import Finding
 from dsa_plugin.verification.headers import Headers
 
-_BLOCK = 128
 _SCALES = ("weight_scale_inv", "weight_scale")
 # rms * sqrt(columns), by which a linear layer multiplies the size of its input: about 1 in trained
 # and in random models, thousands where fp8 values of up to 448 go without their scale.
@@ -114,8 +114,8 @@ def dequantised(weight: Tensor, scale: Tensor) -> Tensor:
     rows, columns = weight.shape
     if scale.numel() in (1, rows):
         return weight.float() * scale.view(-1, 1)
-    factors = scale.repeat_interleave(_BLOCK, 0)[:rows].repeat_interleave(_BLOCK, 1)[:, :columns]
-    return weight.float() * factors
+    blocks = scale.repeat_interleave(WEIGHT_BLOCK, 0)[:rows]
+    return weight.float() * blocks.repeat_interleave(WEIGHT_BLOCK, 1)[:, :columns]
 
 
 def read_layer(tensors: Tensors, config: DSAConfig, layer: int) -> LayerWeights:

@@ -1,0 +1,11 @@
+"""FP8 weights as releases have them: e4m3 beside `weight_scale_inv`, a scale for each block."""
+
+from __future__ import annotations
+
+WEIGHT_BLOCK = 128
+"""Rows, and columns, that share a scale."""
+
+
+def scale_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of a weight of this shape."""
+    return tuple(-(-size // WEIGHT_BLOCK) for size in shape)
