@@ -40,6 +40,14 @@ def test_a_server_is_judged(host: str, mutation: str | None) -> None:
 
 
 @pytest.mark.parametrize(
+    "settings", [("bf16",), ("bf16", "fp8_caches"), ("exact", "fp8_caches")], ids="-".join
+)
+@pytest.mark.parametrize("host", HOSTS)
+def test_rounding_is_right(host: str, settings: tuple[str, ...]) -> None:
+    assert judged(host, DEMO, None, settings=settings).verdict == "right"
+
+
+@pytest.mark.parametrize(
     ("mutation", "verdict"), [(None, "right"), ("shared_selection_lost", "wrong past index_topk")]
 )
 @pytest.mark.parametrize("host", HOSTS)
@@ -62,8 +70,14 @@ def test_a_connector(mutation: str | None, verdict: str, tmp_path: Path) -> None
     assert report.verdict == verdict, report.as_json()
 
 
-def judged(host: str, model: Path, mutation: str | None, flags: Sequence[str] = ()) -> Report:
-    args, env = HOSTS[host].settings("exact")
+def judged(
+    host: str,
+    model: Path,
+    mutation: str | None,
+    flags: Sequence[str] = (),
+    settings: Sequence[str] = ("exact",),
+) -> Report:
+    args, env = HOSTS[host].settings(*settings)
     args = [*args, *FLAGS[host], *flags]
     with HOSTS[host].server(model, args, env, mutation=mutation) as server:
         report = check_server(
