@@ -222,6 +222,7 @@ def double(name: str) -> Callable[[dict[str, Tensor]], None]:
 WQ_B = "model.layers.0.self_attn.indexer.wq_b.weight"
 FAULTS: dict[str, tuple[str, Callable[[dict[str, Tensor]], None], str]] = {
     "one integer": ("w4a16", flip(f"{O_PROJ}_packed", 4), O_PROJ),
+    "the next integer": ("w4a16", flip(f"{O_PROJ}_packed", 1), O_PROJ),
     "a scale": ("w8a16", flip(f"{O_PROJ}_scale", 8), O_PROJ),
     "doubled scales": ("w4a16", double(f"{O_PROJ}_scale"), O_PROJ),
     "a bit of bf16": ("bf16", flip(WQ_B, 16), WQ_B),

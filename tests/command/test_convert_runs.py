@@ -175,7 +175,7 @@ def fails_at_call(number: int, error: OSError) -> Callable[[int], None]:
 
 def test_one_at_a_time(source: Path, tmp_path: Path) -> None:
     folder = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(folder, fcntl.LOCK_EX)
+    fcntl.flock(folder, fcntl.LOCK_SH)  # a shared lock, too, has to be waited for
     with pytest.raises(ValueError, match="another process converts into"):
         run(source, tmp_path)
     os.close(folder)
