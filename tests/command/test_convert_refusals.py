@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dsa_plugin import cli
 from dsa_plugin.convert.compare import compare
 from dsa_plugin.convert.plan import plan
 from dsa_plugin.convert.run import convert
+from dsa_testbed.conversion import dsa_convert
 from dsa_testbed.shards import INDEX, write_tiny
 
 FIRST = "model-00001-of-000002.safetensors"
@@ -183,28 +183,19 @@ def test_targets_refused(source: Path, tmp_path: Path) -> None:
         run(source, target)
 
 
-def dsa(capsys: pytest.CaptureFixture[str], monkeypatch: Any, *args: object) -> tuple[Any, str]:
-    """The exit code of `dsa convert`, and what it printed."""
-    monkeypatch.setattr("sys.argv", ["dsa", "convert", *map(str, args)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    printed = capsys.readouterr()
-    return ended.value.code, printed.out + printed.err
-
-
 def test_the_command(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    code, out = dsa(capsys, monkeypatch, source, tmp_path / "target")
+    code, out = dsa_convert(capsys, monkeypatch, source, tmp_path / "target")
     assert (code, "give one of --to" in out) == (2, True)
-    code, out = dsa(capsys, monkeypatch, source, tmp_path / "target", "--to", "w8a16")
+    code, out = dsa_convert(capsys, monkeypatch, source, tmp_path / "target", "--to", "w8a16")
     assert (code, "2 files written, 0 kept" in out) == (0, True)
-    code, out = dsa(capsys, monkeypatch, source, tmp_path / "target", "--to", "w8a16")
+    code, out = dsa_convert(capsys, monkeypatch, source, tmp_path / "target", "--to", "w8a16")
     assert (code, "0 files written, 2 kept" in out) == (0, True)
-    code, out = dsa(capsys, monkeypatch, source, tmp_path / "target", "--check")
+    code, out = dsa_convert(capsys, monkeypatch, source, tmp_path / "target", "--check")
     assert (code, "8 tensors compared, 0 wrong; 0 files damaged" in out) == (0, True)
     assert "model.layers.*.self_attn.o_proj.weight x 2" in out
-    code, out = dsa(capsys, monkeypatch, source, tmp_path / "target", "--check", "--each")
+    code, out = dsa_convert(capsys, monkeypatch, source, tmp_path / "target", "--check", "--each")
     assert (code, out.count("o_proj.weight")) == (0, 2)
 
 
@@ -248,7 +239,7 @@ def test_check_finds(
     run(source, target, precision)
     (target / INDEX).unlink()
     edit(target / FIRST, change)
-    code, out = dsa(capsys, monkeypatch, source, target, "--check")
+    code, out = dsa_convert(capsys, monkeypatch, source, target, "--check")
     assert code == 1
     assert any(line.startswith("FAIL ") and named in line for line in out.splitlines()), out
     assert f"FAIL {FIRST}: not as it was written" in out

@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dsa_plugin import cli
 from dsa_plugin.config import DSAConfig
 from dsa_plugin.convert.model_parallel import plan_ranks
 from dsa_plugin.convert.plan import plan
@@ -26,7 +25,7 @@ from dsa_plugin.generate.sampling import Sampling
 from dsa_plugin.generate.weights import load_model
 from dsa_plugin.hosts.checkpoint import check_checkpoint
 from dsa_testbed.checkpoint import load_config, make_checkpoint
-from dsa_testbed.conversion import hashes, kill_after
+from dsa_testbed.conversion import dsa_convert, hashes, kill_after
 from dsa_testbed.shards import write_shards
 from dsa_testbed.small_models import small_model
 from dsa_testbed.tokenizer import encode, shipped_text
@@ -170,24 +169,15 @@ def test_numbers_of_ranks_refused(fp8: Path, tmp_path: Path) -> None:
         plan_ranks(fp8, tmp_path / "target", 3)
 
 
-def dsa(capsys: pytest.CaptureFixture[str], monkeypatch: Any, *args: object) -> tuple[Any, str]:
-    """The exit code of `dsa convert`, and what it printed."""
-    monkeypatch.setattr("sys.argv", ["dsa", "convert", *map(str, args)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    printed = capsys.readouterr()
-    return ended.value.code, printed.out + printed.err
-
-
 def test_the_command(
     fp8: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     target = tmp_path / "target"
-    code, out = dsa(capsys, monkeypatch, fp8, target, "--model-parallel", 2, "--to", "bf16")
+    code, out = dsa_convert(capsys, monkeypatch, fp8, target, "--model-parallel", 2, "--to", "bf16")
     assert (code, "convert with --to bf16, then the new folder" in out) == (2, True)
-    code, out = dsa(capsys, monkeypatch, fp8, target, "--model-parallel", 2)
+    code, out = dsa_convert(capsys, monkeypatch, fp8, target, "--model-parallel", 2)
     assert (code, "mp2, 2 files written, 0 kept" in out) == (0, True)
-    code, out = dsa(capsys, monkeypatch, fp8, target, "--check")
+    code, out = dsa_convert(capsys, monkeypatch, fp8, target, "--check")
     assert (code, " 0 wrong; 0 files damaged" in out) == (0, True)
     assert "model.layers.*.self_attn.o_proj.weight of rank * x 8" in out
 
@@ -234,6 +224,6 @@ def test_check_finds(
     tensors = load_file(file)
     change(target, tensors)
     save_file(tensors, file, metadata={"format": "pt"})
-    code, out = dsa(capsys, monkeypatch, fp8, target, "--check", "--workers", 1)
+    code, out = dsa_convert(capsys, monkeypatch, fp8, target, "--check", "--workers", 1)
     assert code == 1
     assert any(line.startswith("FAIL ") and named in line for line in out.splitlines()), out

@@ -1,11 +1,15 @@
-"""`dsa convert`, killed at a piece of its work, and what it has written."""
+"""`dsa convert` run, or killed at a piece of its work, and what it has written."""
 
 import hashlib
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from dsa_plugin import cli
 from dsa_plugin.convert.manifest import MANIFEST
 
 # Says each piece that it has read, and waits for a line before the next.
@@ -23,6 +27,17 @@ planned = plan_ranks(source, target, int(to)) if to.isdigit() else plan(source, 
 convert(planned, 2, told)
 print("done", flush=True)
 """
+
+
+def dsa_convert(
+    capsys: pytest.CaptureFixture[str], monkeypatch: Any, *args: object
+) -> tuple[Any, str]:
+    """The exit code of `dsa convert`, and what it printed."""
+    monkeypatch.setattr("sys.argv", ["dsa", "convert", *map(str, args)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    printed = capsys.readouterr()
+    return ended.value.code, printed.out + printed.err
 
 
 def kill_after(source: Path, target: Path, to: str, pieces: int) -> bool:
