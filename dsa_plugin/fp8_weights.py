@@ -4,6 +4,8 @@ from __future__ import annotations
 
 WEIGHT_BLOCK = 128
 """Rows, and columns, that share a scale."""
+SCALE_SUFFIX = "_scale_inv"
+"""Of the tensor with a weight's scales, after the weight's own name."""
 
 
 def scale_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -18,12 +18,12 @@ from dsa_plugin.convert.manifest import Manifest, sha256_of
 from dsa_plugin.convert.numbers import unpack
 from dsa_plugin.convert.rows import read_bytes, read_pieces, read_rows, rows_at_once
 from dsa_plugin.convert.source import (
-    SCALE_SUFFIX,
     TORCH_DTYPES,
     Stored,
     open_folder,
     open_source,
 )
+from dsa_plugin.fp8_weights import SCALE_SUFFIX
 
 Item = TypeVar("Item")
 _BF16_ROUNDING = 2.0**-8

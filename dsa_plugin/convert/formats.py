@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dsa_plugin.convert.source import SCALE_SUFFIX, TORCH_DTYPES, Source, Stored
+from dsa_plugin.convert.source import TORCH_DTYPES, Source, Stored
+from dsa_plugin.fp8_weights import SCALE_SUFFIX
 from dsa_registry import lookup
 
 Precision = Literal["bf16", "w8a16", "w4a16"]

@@ -15,7 +15,8 @@ from dsa_plugin.convert.formats import (
     converted_config,
     outputs,
 )
-from dsa_plugin.convert.source import SCALE_SUFFIX, Source, open_source
+from dsa_plugin.convert.source import Source, open_source
+from dsa_plugin.fp8_weights import SCALE_SUFFIX
 from dsa_plugin.safetensors_header import INDEX
 
 

@@ -16,7 +16,8 @@ from dsa_plugin.convert.atomic import whole_file
 from dsa_plugin.convert.formats import Output
 from dsa_plugin.convert.numbers import quantise
 from dsa_plugin.convert.rows import read_bytes, read_cut, read_rows, rows_at_once
-from dsa_plugin.convert.source import SCALE_SUFFIX, TORCH_DTYPES, Stored
+from dsa_plugin.convert.source import TORCH_DTYPES, Stored
+from dsa_plugin.fp8_weights import SCALE_SUFFIX
 
 Progress = Callable[[int], None]
 """Told the bytes read since it was last called; what it raises ends the work."""

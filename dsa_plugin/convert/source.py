@@ -11,11 +11,9 @@ from typing import Any
 import torch
 
 from dsa_plugin.config_file import read_config
-from dsa_plugin.fp8_weights import WEIGHT_BLOCK, scale_shape
+from dsa_plugin.fp8_weights import SCALE_SUFFIX, WEIGHT_BLOCK, scale_shape
 from dsa_plugin.safetensors_header import INDEX, ranks_of, read_layout, read_weight_map
 
-"""Rows and columns of an FP8 weight that share a scale."""
-SCALE_SUFFIX = "_scale_inv"
 TORCH_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dsa_plugin.fp8_weights import WEIGHT_BLOCK, scale_shape
+from dsa_plugin.fp8_weights import SCALE_SUFFIX, WEIGHT_BLOCK, scale_shape
 from dsa_plugin.generate.config import ModelConfig
 from dsa_plugin.generate.model import Model
 from dsa_plugin.generate.ranks import Ranks
@@ -45,7 +45,7 @@ class Cut:
     def scales(self) -> Cut:
         """Of an FP8 tensor's scales, those that the part needs; it may begin within a block."""
         return Cut(
-            f"{self.name}_scale_inv",
+            self.name + SCALE_SUFFIX,
             scale_shape(self.whole),
             tuple(slice(p.start // WEIGHT_BLOCK, -(-p.stop // WEIGHT_BLOCK)) for p in self.where),
         )

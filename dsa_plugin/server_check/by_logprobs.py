@@ -146,7 +146,7 @@ def _first_doubtful(alone: Sequence[Band], wrong: Band) -> Band:
 
 
 def _is_fp32(errors: Errors) -> bool:
-    """Whether a server that is off does not round coarsely, by what only rounding explains."""
+    """Whether a server computes in fp32, by what rounding alone can be off."""
     first = [error for at, error in errors if at == _AFTER_FIRST]
     return len(first) >= _ENOUGH_FIRST and max(first) <= _FP32
 
