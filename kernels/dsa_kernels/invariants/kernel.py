@@ -141,7 +141,6 @@ def launches(
         "LATENT_GREATEST": _GREATEST[memory.latent_cache.dtype],
         "KEY_GREATEST": 0 if memory.key_cache is None else _GREATEST[memory.key_cache.dtype],
         "QUERY_GREATEST": 0 if query is None else _GREATEST[query.dtype],
-        "HEADS": 1 if query is None else triton.next_power_of_2(query.shape[1]),
         "OURS_ALONE": memory.ours_alone,
         "SELECTED": used.selected,
     }
@@ -149,7 +148,7 @@ def launches(
     config = _cut(
         launch_config("invariants", arch, "check float32" if wide else "check"),
         BLOCK_TOKENS=rows.block_size,
-        BLOCK_HEADS=arguments["HEADS"],
+        BLOCK_HEADS=1 if query is None else query.shape[1],
         BLOCK_COLUMNS=used.topk_indices.shape[1],
     )
     return [Launch(_check_rows, (tokens,), arguments, config)]
@@ -368,7 +367,6 @@ def _check_rows(
     LATENT_GREATEST: tl.constexpr,
     KEY_GREATEST: tl.constexpr,
     QUERY_GREATEST: tl.constexpr,
-    HEADS: tl.constexpr,
     OURS_ALONE: tl.constexpr,
     SELECTED: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
@@ -405,7 +403,7 @@ def _check_rows(
             nan = has_nan(
                 of_row, heads, _HEAD_DIM, query_h, query_d, QUERY_GREATEST, BLOCK_HEADS, _HEAD_DIM
             )
-            nan |= has_nan(weights, 1, heads, 0, query_weights_h, FLOAT32, 1, HEADS)
+            nan |= has_nan(weights, heads, 1, query_weights_h, 1, FLOAT32, BLOCK_HEADS, 1)
             found = note(finding, found, CHECK_QUERY, tl.where(nan, QUERY_NAN, 0), slot, slot)
 
         page = length % tl.maximum((length + BLOCK_SIZE - 1) // BLOCK_SIZE, 1)
