@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from dsa_kernels.arch import ARCHS
 from dsa_kernels.launch import launch_config
 from dsa_kernels.topk_select import (
+    device,
     kernel,
     reference,
     topk_select,
@@ -17,7 +19,7 @@ from dsa_kernels.topk_select import (
     topk_slots,
 )
 from dsa_testbed.far_apart import far_apart
-from dsa_testbed.kernel_runs import captured
+from dsa_testbed.kernel_runs import DEVICE, captured
 from dsa_testbed.topk import INT_MAX, expected_rows, int32, programs_hold, sampled
 
 pytestmark = [pytest.mark.triton, pytest.mark.usefixtures("poisoned_empty", "kernels_run")]
@@ -109,6 +111,34 @@ def test_a_pass_counts_what_the_scores_reach(parts: bool, monkeypatch: pytest.Mo
     for k in (1, 3, 4, 6, 8, 40):
         expected = reference.topk_select(logits, k, None, end)
         assert torch.equal(topk_select(logits, k, None, end), expected)
+
+
+@pytest.mark.parametrize(
+    ("scores", "most"),
+    [
+        (lambda: torch.randn(8192), 8),
+        (lambda: (torch.randn(8192, 64).relu() * torch.randn(64)).sum(1), 8),
+        (lambda: 10 ** (40 * torch.rand(8192) - 20), 15),
+        (lambda: torch.randint(0, 200, (8192,)).float(), 17),
+    ],
+    ids=["normal", "sums of weighted ReLUs", "40 powers of ten", "200 values"],
+)
+def test_a_search_takes_few_steps(
+    scores: Callable[[], torch.Tensor], most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the best 2,048: a step looks at both bounds. The worst that scores could do is 64."""
+    if DEVICE.type != "cpu":
+        pytest.skip("a GPU's steps are not seen")
+    looks, score = [], device._score
+
+    def noted(key: Any) -> Any:
+        looks.append(key)
+        return score(key)
+
+    monkeypatch.setattr(device, "_score", noted)
+    logits = torch.stack([scores() for _ in range(8)])
+    topk_select(logits, 2048, None, int32([8192] * 8))
+    assert len(looks) / 2 / 8 <= most
 
 
 def test_nothing_is_kept_from_call_to_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,20 @@ def ordered(value):
 
 
 @triton.jit
+def _score(key):
+    """The fp32 value that `ordered` makes a key of; a NaN where it stands for one."""
+    bits = key ^ tl.where(key < 0x80000000, 0xFFFFFFFF, 0x80000000).to(tl.uint32)
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _pivot(score, least, most, otherwise):
+    """A score's key, if it lies beyond `least` and not beyond `most`."""
+    pivot = ordered(score)
+    return tl.where((pivot > least) & (pivot <= most), pivot, otherwise)
+
+
+@triton.jit
 def kth_largest(key, least, num_valid, k):
     """key [rows, n] uint32, 0 where invalid, else >= least [rows] -> what separates the k largest.
 
@@ -67,13 +81,21 @@ def _narrow(key, least, most, at_least, above, fewest, enough):
     """
     wanted = (fewest + enough).to(tl.float32) * 0.5
     active = (at_least > enough) & (least < most)
+    step = 0
     while tl.max(active.to(tl.int32), 0) > 0:
         span = most - least
+        low_score, high_score = _score(least), _score(most)
+        # The middle of the keys, so that steps are few whatever the scores, and of scores by turns.
         middle = least + (span >> 1) + (span & 1)
-        # As if the keys between the bounds were spread evenly.
+        if step % 2 == 0:
+            middle = _pivot(low_score * 0.5 + high_score * 0.5, least, most, middle)
+        step += 1
+        # As if the scores between the bounds were spread evenly; where one is infinite, the keys.
         share = (wanted - above) / tl.maximum(at_least - above, 1)
-        step = tl.minimum(tl.maximum(share, 0.0), 0.99) * span.to(tl.float32)
-        guess = most - tl.minimum(step.to(tl.uint32), tl.maximum(span, 1) - 1)
+        share = tl.minimum(tl.maximum(share, 0.0), 0.99)
+        down = (share * span.to(tl.float32)).to(tl.uint32)
+        guess = most - tl.minimum(down, tl.maximum(span, 1) - 1)
+        guess = _pivot(high_score - share * (high_score - low_score), least, most, guess)
         low, high = tl.minimum(middle, guess), tl.maximum(middle, guess)
         # One sum for two counts, neither of which passes 2^14, the most keys that a program holds.
         reach = (key >= low[:, None]).to(tl.int32) + ((key >= high[:, None]).to(tl.int32) << 16)
