@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from dsa_plugin.convert.companions import CONFIG
-from dsa_plugin.convert.formats import GROUP
 from dsa_plugin.convert.manifest import Manifest, sha256_of
 from dsa_plugin.convert.numbers import unpack
 from dsa_plugin.convert.rows import read_bytes, read_pieces, read_rows, rows_at_once
@@ -24,6 +23,7 @@ from dsa_plugin.convert.source import (
     open_source,
 )
 from dsa_plugin.fp8_weights import SCALE_SUFFIX
+from dsa_plugin.packed_weights import GROUP
 
 Item = TypeVar("Item")
 _BF16_ROUNDING = 2.0**-8

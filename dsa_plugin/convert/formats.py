@@ -1,8 +1,4 @@
-"""What a checkpoint's tensors become in each precision, and what config.json then says.
-
-W8A16 and W4A16 are `pack-quantized` of compressed-tensors: symmetric integers, a bf16 scale for
-each 128 inputs of a row. vLLM and SGLang run both by Marlin kernels from sm80 on.
-"""
+"""What a checkpoint's tensors become in each precision, and what config.json then says."""
 
 from __future__ import annotations
 
@@ -14,29 +10,14 @@ from typing import Any, Literal
 
 from dsa_plugin.convert.source import TORCH_DTYPES, Source, Stored
 from dsa_plugin.fp8_weights import SCALE_SUFFIX
+from dsa_plugin.packed_weights import BITS, GROUP, IGNORE, quantization_config
 from dsa_registry import lookup
 
 Precision = Literal["bf16", "w8a16", "w4a16"]
-BITS: Mapping[str, int] = {"w8a16": 8, "w4a16": 4}
-GROUP = 128
-"""Inputs of a row that share a scale."""
 
 _QUANTISED = re.compile(
     r".*\.(self_attn\.(q_b|o)_proj|mlp\.((experts\.\d+|shared_experts)\.)?(gate|up|down)_proj)"
 )
-IGNORE = (
-    "lm_head",
-    r"re:.*embed_tokens$",
-    r"re:.*\.indexer\..*",
-    r"re:.*\.mlp\.gate$",
-    # Either host splits it into W_UK and W_UV; SGLang reads its plain `weight`.
-    r"re:.*\.kv_b_proj$",
-    # SGLang 0.5.23 joins the two and refuses their joined `weight_shape`
-    # (deepseek_weight_loader.py, cached_a_proj). They make what indexer and cache read.
-    r"re:.*\.(q_a_proj|kv_a_proj_with_mqa|fused_qkv_a_proj\w*)$",
-    r"re:.*\.(eh_proj|shared_head\.head)$",
-)
-"""Modules that stay unquantised, as compressed-tensors names them, and hosts' fused names."""
 
 
 @dataclass(frozen=True)
@@ -118,27 +99,7 @@ def converted_config(config: Mapping[str, Any], precision: Precision) -> dict[st
     kept = {key: value for key, value in config.items() if key != "quantization_config"}
     if precision == "bf16":
         return kept
-    weights = {
-        "num_bits": BITS[precision],
-        "type": "int",
-        "symmetric": True,
-        "strategy": "group",
-        "group_size": GROUP,
-        "dynamic": False,
-    }
-    group = {
-        "targets": ["Linear"],
-        "weights": weights,
-        "input_activations": None,
-        "output_activations": None,
-    }
-    kept["quantization_config"] = {
-        "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
-        "quantization_status": "compressed",
-        "config_groups": {"group_0": group},
-        "ignore": list(IGNORE),
-    }
+    kept["quantization_config"] = quantization_config(BITS[precision])
     return kept
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dsa_plugin.convert.formats import GROUP
 from dsa_plugin.fp8_weights import WEIGHT_BLOCK
+from dsa_plugin.packed_weights import GROUP
 
 _E4M3 = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
 

@@ -8,14 +8,16 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 from dsa_kernels.dims import CONFIG_SIZES
+from dsa_plugin.packed_weights import BITS, quantization_config
 from dsa_registry import IndexerType, all_entries
 from dsa_registry.reader import read_entry, read_indexer_types, read_sizes
 from dsa_registry.schema import ModelSizes
 
 WeightsDtype = Literal["fp8", "bf16", "w8a16", "w4a16"]
 """fp8: linear layers in fp8 with one fp32 scale for each 128 x 128 block. w8a16, w4a16: routed
-experts in 8 or 4 bits with one bf16 scale for 128 values, the rest bf16."""
-EXPERT_BITS: Mapping[WeightsDtype, int] = {"w8a16": 8, "w4a16": 4}
+experts, and what `ModelShape.packs_more` adds, in 8 or 4 bits with one bf16 scale for 128 values;
+the rest bf16."""
+_PACKED: tuple[WeightsDtype, ...] = ("w8a16", "w4a16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,8 @@ class ModelShape(ModelSizes):
     """Per backbone layer; MTP layers come on top and are always full."""
     weights_dtype: WeightsDtype | None
     """None: quantised in a way that we cannot size."""
+    packs_more: bool = False
+    """w8a16 and w4a16 are of dense layers too, those that `dsa convert` packs."""
 
     @classmethod
     def from_config(cls, name: str, config: Mapping[str, Any]) -> ModelShape:
@@ -42,12 +46,14 @@ class ModelShape(ModelSizes):
             types = read_indexer_types(config, sizes.num_hidden_layers)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
+        quantization = config.get("quantization_config")
         return cls(
             **vars(sizes),
             name=name,
             model_type=entry.model_type,
             indexer_types=types,
-            weights_dtype=_weights_dtype(config.get("quantization_config")),
+            weights_dtype=_weights_dtype(quantization),
+            packs_more=any(quantization == quantization_config(bits) for bits in BITS.values()),
         )
 
     @property
@@ -105,4 +111,4 @@ def _weights_dtype(quantization: Any) -> WeightsDtype | None:
     ):
         return None
     bits = {quantization.get("bits"), *(of.get("num_bits") for of in weights)} - {None}
-    return next((dtype for dtype, one in EXPERT_BITS.items() if bits == {one}), None)
+    return next((dtype for dtype in _PACKED if bits == {BITS[dtype]}), None)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from dsa_kernels.dims import index_bytes_per_token, latent_bytes_per_token
-from dsa_plugin.planning.model import EXPERT_BITS, ModelShape, WeightsDtype
+from dsa_plugin.packed_weights import BITS
+from dsa_plugin.planning.model import ModelShape, WeightsDtype
 from dsa_registry import lookup
 
 Attention = Literal["dsa", "dense"]
@@ -34,7 +35,8 @@ class Weight:
             (embedding and head) or mtp (what only an MTP layer has).
         split: how ranks share it. whole: each has all; tensor: over tensor-parallel ranks; expert:
             over all GPUs.
-        linear: quantised where the checkpoint is.
+        linear: quantised in an fp8 checkpoint.
+        packed: quantised in w8a16 and w4a16.
         itemsize: bytes a value where it is not quantised.
     """
 
@@ -44,6 +46,7 @@ class Weight:
     count: int
     split: Literal["whole", "tensor", "expert"] = "whole"
     linear: bool = True
+    packed: bool = False
     itemsize: int = 2
 
     @property
@@ -53,7 +56,7 @@ class Weight:
     def scales(self, dtype: WeightsDtype) -> int:
         """How many scales are stored beside it."""
         if self._quantised(dtype):
-            rows = self.rows if dtype in EXPERT_BITS else -(-self.rows // SCALE_BLOCK)
+            rows = self.rows if dtype in BITS else -(-self.rows // SCALE_BLOCK)
             return self.count * rows * -(-self.columns // SCALE_BLOCK)
         return 0
 
@@ -61,7 +64,7 @@ class Weight:
         """Bytes in a checkpoint of this dtype, scales included."""
         if not self._quantised(dtype):
             return self.parameters * self.itemsize
-        if bits := EXPERT_BITS.get(dtype):
+        if bits := BITS.get(dtype):
             return self.parameters * bits / 8 + 2 * self.scales(dtype)
         return self.parameters + 4 * self.scales(dtype)
 
@@ -75,7 +78,7 @@ class Weight:
         return self.parameters + 2 * self.count * self.rows * -(-self.columns // SCALE_BLOCK)
 
     def _quantised(self, dtype: WeightsDtype) -> bool:
-        return self.linear and (dtype == "fp8" or (dtype in EXPERT_BITS and self.part == "experts"))
+        return self.packed if dtype in BITS else self.linear and dtype == "fp8"
 
 
 def layer_weights(model: ModelShape, *, dense: bool, indexer: bool) -> list[Weight]:
@@ -140,9 +143,10 @@ def _attention(model: ModelShape) -> Iterator[Weight]:
     kv_head = model.qk_nope_head_dim + model.v_head_dim
     yield Weight("attention", model.q_lora_rank, hidden, 1)
     yield Weight("attention", model.kv_lora_rank + model.qk_rope_head_dim, hidden, 1)
-    yield Weight("attention", heads * q_head, model.q_lora_rank, 1, "tensor")
+    more = model.packs_more
+    yield Weight("attention", heads * q_head, model.q_lora_rank, 1, "tensor", packed=more)
     yield Weight("attention", heads * kv_head, model.kv_lora_rank, 1, "tensor")
-    yield Weight("attention", hidden, heads * model.v_head_dim, 1, "tensor")
+    yield Weight("attention", hidden, heads * model.v_head_dim, 1, "tensor", packed=more)
     yield _norms("attention", model.q_lora_rank + model.kv_lora_rank + 2 * hidden)
 
 
@@ -155,16 +159,17 @@ def _indexer(model: ModelShape) -> Iterator[Weight]:
 
 
 def _mlp(model: ModelShape, intermediate_size: int) -> Iterator[Weight]:
-    yield Weight("mlp", intermediate_size, model.hidden_size, 2, "tensor")
-    yield Weight("mlp", model.hidden_size, intermediate_size, 1, "tensor")
+    hidden, more = model.hidden_size, model.packs_more
+    yield Weight("mlp", intermediate_size, hidden, 2, "tensor", packed=more)
+    yield Weight("mlp", hidden, intermediate_size, 1, "tensor", packed=more)
 
 
 def _experts(model: ModelShape) -> Iterator[Weight]:
     experts, inner = model.n_routed_experts, model.moe_intermediate_size
     yield Weight("mlp", experts, model.hidden_size, 1, linear=False)  # router
     yield Weight("mlp", 1, experts, 1, linear=False, itemsize=4)  # its correction bias
-    yield Weight("experts", inner, model.hidden_size, 2 * experts, "expert")
-    yield Weight("experts", model.hidden_size, inner, experts, "expert")
+    yield Weight("experts", inner, model.hidden_size, 2 * experts, "expert", packed=True)
+    yield Weight("experts", model.hidden_size, inner, experts, "expert", packed=True)
     if model.n_shared_experts:
         yield from _mlp(model, inner * model.n_shared_experts)
 

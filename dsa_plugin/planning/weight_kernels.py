@@ -18,8 +18,9 @@ sglang/srt/layers/quantization/awq/awq.py.
 
 from __future__ import annotations
 
+from dsa_plugin.packed_weights import BITS
 from dsa_plugin.planning.gpus import Gpu
-from dsa_plugin.planning.model import EXPERT_BITS, WeightsDtype
+from dsa_plugin.planning.model import WeightsDtype
 
 
 def is_weight_only(gpu: Gpu, dtype: WeightsDtype, *, experts: bool) -> bool:
@@ -40,7 +41,7 @@ def weights_note(gpu: Gpu, dtype: WeightsDtype) -> str | None:
             f"on {gpu.name} vLLM multiplies fp8 weights of linear layers in bf16 (Marlin) and of "
             "experts in fp8, which the times assume; SGLang multiplies both in fp8"
         )
-    if bits := EXPERT_BITS.get(dtype):
+    if bits := BITS.get(dtype):
         return (
             f"{bits}-bit experts are multiplied in bf16, by Marlin; on ROCm vLLM does so by Triton "
             "and SGLang has no kernel for them"

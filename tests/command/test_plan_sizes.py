@@ -10,6 +10,8 @@ import torch
 
 from dsa_kernels import layout
 from dsa_plugin.convert.formats import converted_config
+from dsa_plugin.convert.plan import plan as conversion
+from dsa_plugin.convert.run import convert
 from dsa_plugin.planning.deployment import PAGE, tokens_that_fit
 from dsa_plugin.planning.gpus import GPUS, find_gpu
 from dsa_plugin.planning.model import ModelShape, WeightsDtype, find_registered
@@ -81,6 +83,18 @@ def test_weight_bytes_of_a_checkpoint(name: str) -> None:
         del tensors[f"model.layers.{model.num_hidden_layers}.shared_head.head.weight"]
     held = sum(end - start for start, end in (t["data_offsets"] for t in tensors.values()))
     assert weight_bytes(model, model.weights_dtype or "bf16", mtp=True) == held
+
+
+@pytest.mark.parametrize("precision", ["w8a16", "w4a16"])
+def test_weight_bytes_of_a_converted_checkpoint(precision: Any, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    convert(conversion(make_checkpoint("v32-fp8"), target, precision), 1, lambda _: None)
+    model = ModelShape.from_config("converted", load_config(target))
+    assert model.weights_dtype == precision
+    tensors = read_header(target / "model.safetensors")
+    # A host drops a weight's shape, two numbers.
+    stored = [t["data_offsets"] for name, t in tensors.items() if not name.endswith("weight_shape")]
+    assert weight_bytes(model, precision, mtp=True) == sum(end - start for start, end in stored)
 
 
 @pytest.mark.parametrize(("dtype", "bits"), [("w8a16", 8), ("w4a16", 4)])
