@@ -6,6 +6,8 @@ WEIGHT_BLOCK = 128
 """Rows, and columns, that share a scale."""
 SCALE_SUFFIX = "_scale_inv"
 """Of the tensor with a weight's scales, after the weight's own name."""
+SCALES = ("weight" + SCALE_SUFFIX, "weight_scale")
+"""Names of a module's scales, the releases' first."""
 
 
 def scale_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -7,8 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from dsa_plugin.fp8_weights import WEIGHT_BLOCK
 from dsa_plugin.planning.model import ModelShape
-from dsa_plugin.planning.sizes import SCALE_BLOCK
 from dsa_registry import lookup
 from dsa_registry.schema import ModelSizes
 
@@ -34,7 +34,7 @@ _FP8 = {
     "quant_method": "fp8",
     "activation_scheme": "dynamic",
     "fmt": "e4m3",
-    "weight_block_size": [SCALE_BLOCK, SCALE_BLOCK],
+    "weight_block_size": [WEIGHT_BLOCK, WEIGHT_BLOCK],
 }
 
 

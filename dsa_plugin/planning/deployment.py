@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 from dsa_kernels.dims import INDEX_PAGE, KV_LORA_RANK, LATENT_DIM
 from dsa_plugin.env import LOGITS_WORKSPACE_MB
+from dsa_plugin.fp8_weights import WEIGHT_BLOCK
 from dsa_plugin.planning.gpus import Gpu
 from dsa_plugin.planning.model import ModelShape, WeightsDtype
 from dsa_plugin.planning.sizes import (
-    SCALE_BLOCK,
     Attention,
     CacheDtype,
     Weight,
@@ -191,10 +191,10 @@ def _check(d: Deployment) -> None:
             f"--ep {d.ep} must divide --count {d.count} and not exceed the "
             f"{d.model.n_routed_experts} experts; use --ep {', '.join(works)}"
         )
-    if d.weights_dtype == "fp8" and d.model.moe_intermediate_size * d.ep // d.count % SCALE_BLOCK:
+    if d.weights_dtype == "fp8" and d.model.moe_intermediate_size * d.ep // d.count % WEIGHT_BLOCK:
         raise ValueError(
             f"experts of {d.model.moe_intermediate_size} split over {d.count // d.ep} GPUs are not "
-            f"whole fp8 blocks of {SCALE_BLOCK}, which hosts refuse; use --ep {d.count}"
+            f"whole fp8 blocks of {WEIGHT_BLOCK}, which hosts refuse; use --ep {d.count}"
         )
     if d.context > d.model.max_position_embeddings:
         raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dsa_kernels.dims import CONFIG_SIZES
 from dsa_plugin.packed_weights import BITS, quantization_config
@@ -17,7 +17,6 @@ WeightsDtype = Literal["fp8", "bf16", "w8a16", "w4a16"]
 """fp8: linear layers in fp8 with one fp32 scale for each 128 x 128 block. w8a16, w4a16: routed
 experts, and what `ModelShape.packs_more` adds, in 8 or 4 bits with one bf16 scale for 128 values;
 the rest bf16."""
-_PACKED: tuple[WeightsDtype, ...] = ("w8a16", "w4a16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,4 +110,4 @@ def _weights_dtype(quantization: Any) -> WeightsDtype | None:
     ):
         return None
     bits = {quantization.get("bits"), *(of.get("num_bits") for of in weights)} - {None}
-    return next((dtype for dtype in _PACKED if bits == {BITS[dtype]}), None)
+    return next((dtype for dtype in get_args(WeightsDtype) if bits == {BITS.get(dtype)}), None)

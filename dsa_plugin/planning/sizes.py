@@ -5,12 +5,14 @@ Tensors are those of the released checkpoints (deepseek-ai/DeepSeek-V3.2-Exp, za
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from dsa_kernels.dims import index_bytes_per_token, latent_bytes_per_token
-from dsa_plugin.packed_weights import BITS
+from dsa_plugin.fp8_weights import WEIGHT_BLOCK, scale_shape
+from dsa_plugin.packed_weights import BITS, GROUP
 from dsa_plugin.planning.model import ModelShape, WeightsDtype
 from dsa_registry import lookup
 
@@ -19,7 +21,6 @@ Attention = Literal["dsa", "dense"]
 CacheDtype = Literal["bf16", "fp8", "fp32"]
 """Of latents or index keys; bf16 stands for fp16 too."""
 
-SCALE_BLOCK = 128  # side of the blocks, or length of the runs, that share a scale
 _ITEMSIZE: dict[CacheDtype, int] = {"fp32": 4, "bf16": 2, "fp8": 1}
 # One token in one layer.
 LATENT_BYTES = {dtype: latent_bytes_per_token(size) for dtype, size in _ITEMSIZE.items()}
@@ -55,10 +56,11 @@ class Weight:
 
     def scales(self, dtype: WeightsDtype) -> int:
         """How many scales are stored beside it."""
-        if self._quantised(dtype):
-            rows = self.rows if dtype in BITS else -(-self.rows // SCALE_BLOCK)
-            return self.count * rows * -(-self.columns // SCALE_BLOCK)
-        return 0
+        if not self._quantised(dtype):
+            return 0
+        if dtype in BITS:
+            return self.count * self.rows * -(-self.columns // GROUP)
+        return self.count * math.prod(scale_shape((self.rows, self.columns)))
 
     def nbytes(self, dtype: WeightsDtype) -> float:
         """Bytes in a checkpoint of this dtype, scales included."""
@@ -75,7 +77,7 @@ class Weight:
         """
         if not self._quantised("fp8"):
             return self.nbytes("fp8")
-        return self.parameters + 2 * self.count * self.rows * -(-self.columns // SCALE_BLOCK)
+        return self.parameters + 2 * self.count * self.rows * -(-self.columns // WEIGHT_BLOCK)
 
     def _quantised(self, dtype: WeightsDtype) -> bool:
         return self.packed if dtype in BITS else self.linear and dtype == "fp8"

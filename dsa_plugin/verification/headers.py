@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from dsa_plugin.config import DSAConfig
-from dsa_plugin.fp8_weights import scale_shape
+from dsa_plugin.fp8_weights import SCALES, scale_shape
 from dsa_plugin.indexer_tensors import indexer_shapes
 from dsa_plugin.safetensors_header import read_header
 from dsa_plugin.verification.findings import Finding, of_layers
@@ -17,7 +17,6 @@ from dsa_plugin.verification.findings import Finding, of_layers
 Header: TypeAlias = dict[str, Any]
 """dtype and shape of a tensor, as safetensors has them."""
 _FLOATS = {"F32", "F16", "BF16"}
-_SCALES = ("weight_scale_inv", "weight_scale")
 _ATTENTION = "model.layers.{layer}.self_attn."
 _AGAIN = "download the checkpoint again"
 # What a layer's attention reads in full precision on one host or both, whatever is quantised.
@@ -98,7 +97,7 @@ def readable(headers: Headers, name: str) -> bool:
     if tensor is None or tensor["dtype"] != "F8_E4M3":
         return tensor is not None and tensor["dtype"] in _FLOATS
     stem = name.removesuffix("weight")
-    return any(stem + scale in headers.tensors for scale in _SCALES)
+    return any(stem + scale in headers.tensors for scale in SCALES)
 
 
 def can_run(headers: Headers, config: DSAConfig, layer: int) -> bool:
@@ -157,7 +156,7 @@ def _layer_faults(
             if projection == "indexer.wk":
                 yield _fused(where, fused, config)
         elif tensor is None:
-            beside = {stem + suffix for suffix in (*_SCALES, "weight", "bias")}
+            beside = {stem + suffix for suffix in (*SCALES, "weight", "bias")}
             packed = sorted(t for t in tensors if t.startswith(stem) and t not in beside)
             if packed and not name.endswith(".bias"):
                 yield _packed(where + projection, packed[0].removeprefix(stem), tensors[packed[0]])
@@ -216,10 +215,10 @@ def _scale_faults(
         if tensor is None or not name.endswith(".weight"):
             continue
         stem = name.removesuffix("weight")
-        scales = [stem + scale for scale in _SCALES if prefix + stem + scale in tensors]
+        scales = [stem + scale for scale in SCALES if prefix + stem + scale in tensors]
         fp8 = tensor["dtype"] == "F8_E4M3"
         if fp8 and not scales:
-            what = f"is fp8 {tensor['shape']} without a scale ({' or '.join(_SCALES)})"
+            what = f"is fp8 {tensor['shape']} without a scale ({' or '.join(SCALES)})"
             remedy = f"its values are off by a factor of thousands; {_AGAIN}, or convert it anew"
             yield Finding("wrong", where + name, what, remedy)
         elif fp8 and not quantised:

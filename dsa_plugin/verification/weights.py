@@ -11,11 +11,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from dsa_plugin.config import DSAConfig
-from dsa_plugin.fp8_weights import WEIGHT_BLOCK
+from dsa_plugin.fp8_weights import SCALES, WEIGHT_BLOCK
 from dsa_plugin.verification.findings import Finding
 from dsa_plugin.verification.headers import Headers
 
-_SCALES = ("weight_scale_inv", "weight_scale")
 # rms * sqrt(columns), by which a linear layer multiplies the size of its input: about 1 in trained
 # and in random models, thousands where fp8 values of up to 448 go without their scale.
 _LARGEST_GAIN = 300.0
@@ -64,7 +63,7 @@ class Tensors:
             self._check(name, values.float())
             return values.float().to(self._device)
         stem = name.removesuffix("weight")
-        scale_name = next(stem + s for s in _SCALES if stem + s in self._headers.tensors)
+        scale_name = next(stem + s for s in SCALES if stem + s in self._headers.tensors)
         scale = self._stored(scale_name).float()
         self._check_scale(scale_name, scale)
         weight = dequantised(values, scale)
