@@ -148,7 +148,7 @@ def launches(
     config = _cut(
         launch_config("invariants", arch, "check float32" if wide else "check"),
         BLOCK_TOKENS=rows.block_size,
-        BLOCK_HEADS=1 if query is None else query.shape[1],
+        BLOCK_HEADS=arguments["heads"],
         BLOCK_COLUMNS=used.topk_indices.shape[1],
     )
     return [Launch(_check_rows, (tokens,), arguments, config)]
